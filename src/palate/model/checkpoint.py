@@ -1,0 +1,127 @@
+"""A reward model on disk: a plain sequence-classification checkpoint, and `reward_model.json`.
+
+The sidecar holds what the plain format has no place for: pooling, fingerprint, lengths, where mean,
+deviation and temperature come from, and texts with their rewards for the check at loading.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from palate.artifacts.files import describe_os_error, sha256_file, write_json
+from palate.errors import PalateError
+from palate.model.reward_model import RewardModel
+from palate.rendering import LengthSettings, Renderer
+
+SIDECAR = "reward_model.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """`reward_model.json`."""
+
+    pooling: str
+    head_name: str
+    layout: str
+    dtype: str
+    end_of_turn: str
+    template_arguments: Mapping[str, Any]
+    lengths: Mapping[str, Any]
+    fingerprint: Mapping[str, str]
+    """Hashes of template, special tokens, tokenizer and weights."""
+    reward: Mapping[str, Any] | None = None
+    """mean and std of rewards, with the split and the number of answers they come from."""
+    temperature: Mapping[str, Any] | None = None
+    """value, and the split, prompts and clusters that it was fitted on."""
+    reference_scores: tuple[Mapping[str, Any], ...] = ()
+    """prompt, response, reward: scored again when the model is loaded."""
+    data_sha256: Mapping[str, str] = field(default_factory=dict)
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def save_checkpoint(directory: Path, model: RewardModel, renderer: Renderer) -> dict[str, str]:
+    """Write weights, configuration and tokenizer so that plain classes load them; hash what counts.
+
+    The files appear under their names only when all of them are written. Raises PalateError when
+    the disk is full or not writable.
+    """
+    config = model.config
+    config.num_labels = 1
+    config.problem_type = "regression"  # servers then print the reward, not its sigmoid
+    config.pad_token_id = renderer.pad_id
+    config.get_text_config().pad_token_id = renderer.pad_id
+    config.use_cache = True
+    partial = directory.with_name(f".{directory.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        model.transformer.save_pretrained(partial, safe_serialization=True)
+        renderer.tokenizer.save_pretrained(partial)
+        _name_generic_class(partial / "tokenizer_config.json")
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in sorted(partial.iterdir()):
+            path.replace(directory / path.name)
+    except OSError as error:
+        raise describe_os_error(error, directory, "write") from error
+    except Exception as error:  # safetensors reports a full disk with a class of its own
+        if "No space left" in str(error) or "I/O error" in str(error):
+            raise PalateError(f"{directory}: cannot write: {error}; free space and resume") from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {**renderer.fingerprint(), "weights": weights_hash(directory)}
+
+
+def _name_generic_class(path: Path) -> None:
+    """Write the class under the name that every version of `transformers` knows."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**values, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def weights_hash(directory: Path) -> str:
+    """One hash over all weight files, by name."""
+    return " ".join(sha256_file(path) for path in sorted(directory.glob("*.safetensors")))
+
+
+def write_sidecar(directory: Path, sidecar: Sidecar) -> None:
+    write_json(directory / SIDECAR, asdict(sidecar))
+
+
+def read_sidecar(directory: Path) -> Sidecar | None:
+    """The sidecar, or None for a model that palate did not write."""
+    path = directory / SIDECAR
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise PalateError(f"{path}: format version {version}; this palate reads {FORMAT_VERSION}")
+        known = {item.name for item in fields(Sidecar)}
+        return Sidecar(**{name: value for name, value in values.items() if name in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, PalateError):
+            raise
+        raise PalateError(f"{path}: damaged: {error}; restore it or train again") from error
+
+
+def renderer_for(tokenizer: Any, sidecar: Sidecar | None, max_positions: int | None) -> Renderer:
+    """The renderer that a saved model was trained with; without a sidecar, the template as it is."""
+    if sidecar is None:
+        return Renderer(
+            tokenizer, LengthSettings(overlong="cut").resolved(max_positions), keep_template=True
+        )
+    lengths = LengthSettings(**sidecar.lengths)
+    return Renderer(tokenizer, lengths, dict(sidecar.template_arguments))
+
+
+def changed_parts(sidecar: Sidecar, renderer: Renderer) -> list[str]:
+    """Which of template, special tokens and tokenizer are not those of the training."""
+    now = renderer.fingerprint()
+    return [name for name, value in now.items() if sidecar.fingerprint.get(name) != value]

@@ -1,0 +1,89 @@
+"""The configuration of a training run: what a YAML file and the command line can say."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from palate.errors import PalateError
+from palate.model.settings import BodySettings
+from palate.preferences.votes import VoteSettings
+from palate.rendering.lengths import LengthSettings
+from palate.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """How data sources are read."""
+
+    format: Literal["auto", "canonical", "ranked", "pairs", "implicit", "hh", "annotated"] = "auto"
+    """auto: the fields of the first rows decide."""
+    hub_split: str = "train"
+    """Split of a hub data set."""
+    votes: VoteSettings = field(default_factory=VoteSettings)
+    """Votes, strengths and ratings to comparisons."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """How prompts are divided, always by whole prompt clusters."""
+
+    validation_share: float = 0.1
+    """Share of prompt clusters that chooses the checkpoint and fits the temperature."""
+    test_share: float = 0.1
+    """Share of prompt clusters that is only measured, at the end."""
+    num_folds: int = 0
+    """Cross-validation: this many folds instead of test_share; 0 = none."""
+    fold: int = 0
+    """The fold that is the test part, from 0."""
+    salt: str = "palate"
+    """Another salt, another split."""
+
+    def __post_init__(self) -> None:
+        for name in ("validation_share", "test_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise PalateError(f"split.{name} is {getattr(self, name)}, must be in [0, 1)")
+        if self.validation_share + self.test_share >= 1:
+            raise PalateError("split.validation_share + test_share leave nothing to train on")
+        if self.num_folds == 0 and self.fold != 0:
+            raise PalateError(f"split.fold {self.fold} has no effect without split.num_folds")
+        if self.num_folds == 1 or not 0 <= self.fold < max(1, self.num_folds):
+            raise PalateError(
+                f"split.fold {self.fold} of {self.num_folds}: num_folds must be 2 or more and fold"
+                " from 0 to num_folds - 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run: data and model in, a reward model, its metrics and report out."""
+
+    model: str
+    """Directory or hub id of a pretrained model, or of a reward model as a warm start."""
+    data: str | list[str]
+    """Preference files (.jsonl .json .csv .parquet, plain or .gz) or hub data set ids."""
+    validation: dict[str, str] = field(default_factory=dict)
+    """Further validation sets, name to file, measured beside the validation part."""
+    output: str = ""
+    """Run directory; empty = runs/NAME-OF-MODEL. An unfinished run there is resumed."""
+    read: ReadSettings = field(default_factory=ReadSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    lengths: LengthSettings = field(default_factory=LengthSettings)
+    body: BodySettings = field(default_factory=BodySettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise PalateError("model is empty; name a directory or a hub id")
+        if not self.data:
+            raise PalateError("data is empty; name a preference file or a hub data set")
+        if "validation" in self.validation or "test" in self.validation:
+            raise PalateError("validation: the names validation and test are taken by the split")
+        if self.training.early_stopping_patience and not (
+            self.split.validation_share or self.validation
+        ):
+            raise PalateError(
+                "training.early_stopping_patience has no effect without validation data"
+            )
+
+    @property
+    def sources(self) -> list[str]:
+        return [self.data] if isinstance(self.data, str) else list(self.data)

@@ -1,0 +1,90 @@
+"""What a run would do, in words: rows, tokens, one rendered example, the pooled token, first loss."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from palate.evaluation.metrics import quick_metrics
+from palate.model.reward_model import RewardModel
+from palate.pipeline.config import TrainConfig
+from palate.pipeline.prepare import Prepared
+from palate.rendering import RenderedGroup, Renderer
+from palate.scoring.runs import plan_groups, run_plans
+
+NUM_GROUPS_FOR_LOSS = 8
+NUM_CHARACTERS_SHOWN = 700
+
+
+def describe_dry_run(
+    config: TrainConfig,
+    model: RewardModel,
+    renderer: Renderer,
+    prepared: Prepared,
+    has_trained_head: bool,
+) -> str:
+    """The description that `--dry-run` prints and every run logs."""
+    settings = config.training
+    sizes = Counter(len(group.sequences) for group in prepared.train)
+    num_steps = settings.max_steps or settings.epochs * -(
+        -len(prepared.train) // settings.prompts_per_step
+    )
+    lines = [
+        f"model     {config.model}: {type(model.transformer).__name__},"
+        f" {sum(p.numel() for p in model.parameters()):,} parameters, layout {model.layout},"
+        f" pooling {model.pooling}, head {'warm start' if has_trained_head else 'new'}",
+        *(f"data      {source}: format {name}" for source, name in prepared.formats.items()),
+        "rows      " + prepared.ledger.summary(prepared.num_groups).replace("\n", "\n          "),
+        *([f"lost      {prepared.left_out}"] if prepared.left_out else []),
+        f"parts     train {len(prepared.train)}"
+        + "".join(f", {name} {len(part)}" for name, part in prepared.validation.items())
+        + f", test {len(prepared.test)} prompts; answers per prompt:"
+        + "".join(f" {k} ({count}x)" for k, count in sorted(sizes.items())),
+        f"tokens    {_token_line(prepared.train, model, renderer, settings.tokens_per_microbatch)}",
+        f"limits    prompt {renderer.lengths.max_prompt_tokens}, response"
+        f" {renderer.lengths.max_response_tokens} tokens; longer answers: {renderer.lengths.overlong}",
+        f"steps     {num_steps} of {settings.prompts_per_step} prompts",
+        f"example   {_example(prepared.train[0], renderer)}",
+        f"first loss {_first_loss(prepared.train, model, renderer, config):.4f} on"
+        f" {min(NUM_GROUPS_FOR_LOSS, len(prepared.train))} prompts (a zero head gives ln 2 = 0.6931"
+        " per comparison of weight 1)",
+    ]
+    return "\n".join(lines)
+
+
+def _token_line(
+    groups: Sequence[RenderedGroup], model: RewardModel, renderer: Renderer, budget: int
+) -> str:
+    plans = plan_groups([g.sequences for g in groups], model.layout, budget, renderer.pad_id)
+    rows = sum(group.num_tokens for group in groups)
+    real = sum(plan.num_tokens for plan in plans)
+    slots = sum(plan.num_slots for plan in plans)
+    return (
+        f"{rows:,} an epoch row by row; {real:,} in layout {model.layout}, {real / slots:.0%} of the"
+        f" slots processed; longest answer with prompt {max(len(s) for g in groups for s in g.sequences)}"
+    )
+
+
+def _example(group: RenderedGroup, renderer: Renderer) -> str:
+    ids = list(group.sequences[0])
+    text = renderer.tokenizer.decode(ids)
+    if len(text) > NUM_CHARACTERS_SHOWN:
+        text = text[: NUM_CHARACTERS_SHOWN // 2] + " [...] " + text[-NUM_CHARACTERS_SHOWN // 2 :]
+    last = renderer.tokenizer.convert_ids_to_tokens(ids[-1])
+    closed = "end-of-turn token" if ids[-1] == renderer.end_of_turn_id else "cut, no end of turn"
+    return f"{text!r}\npooled    {last!r} (id {ids[-1]}, {closed})"
+
+
+def _first_loss(
+    groups: Sequence[RenderedGroup], model: RewardModel, renderer: Renderer, config: TrainConfig
+) -> float:
+    few = sorted(groups, key=lambda group: group.num_tokens)[:NUM_GROUPS_FOR_LOSS]
+    plans = plan_groups(
+        [g.sequences for g in few],
+        model.layout,
+        config.training.tokens_per_microbatch,
+        renderer.pad_id,
+    )
+    rewards = run_plans(model, plans, [len(group.sequences) for group in few])
+    ordered: list[np.ndarray] = [rewards[index] for index in range(len(few))]
+    return quick_metrics(few, ordered, config.training.ties)["loss"]

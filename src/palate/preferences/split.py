@@ -1,0 +1,80 @@
+"""Splits by prompt cluster: stable across runs, machines and row order."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from palate.errors import PalateError
+from palate.preferences.types import Message, PreferenceGroup
+from palate.text import normalise
+
+
+def prompt_cluster(prompt: Sequence[Message]) -> str:
+    """The cluster of a prompt: its first user turn after normalisation, hashed.
+
+    A prompt that extends another conversation shares its first user turn, so both fall in one
+    cluster; exact matching of prompts would put one in training and the other in validation.
+    """
+    opening = next((m.content for m in prompt if m.role == "user"), prompt[0].content)
+    return hashlib.sha256(normalise(opening).encode()).hexdigest()[:16]
+
+
+def _unit_interval(cluster: str, salt: str) -> float:
+    digest = hashlib.sha256(f"{salt}\x00{cluster}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def fold_of(group: PreferenceGroup, num_folds: int, salt: str) -> int:
+    """The fold, 0 to num_folds - 1, in which this group is held out."""
+    return int(_unit_interval(prompt_cluster(group.prompt), salt) * num_folds)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Groups by split name, with the manifest that says which cluster went where."""
+
+    parts: Mapping[str, tuple[PreferenceGroup, ...]]
+    manifest: Mapping[str, Any]
+
+
+def split_groups(
+    groups: Sequence[PreferenceGroup], shares: Mapping[str, float], salt: str = "palate"
+) -> Split:
+    """Assign each prompt cluster to a part by a salted hash; `shares` sum to 1.
+
+    Raises PalateError when the shares are not a partition or a part with a share is left empty.
+    """
+    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        raise PalateError(f"shares {dict(shares)} must be 0 or more and sum to 1")
+    parts: dict[str, list[PreferenceGroup]] = {name: [] for name in shares}
+    cluster_part: dict[str, str] = {}
+    for group in groups:
+        cluster = prompt_cluster(group.prompt)
+        if cluster not in cluster_part:
+            cluster_part[cluster] = _part_at(_unit_interval(cluster, salt), shares)
+        parts[cluster_part[cluster]].append(group)
+    for name, members in parts.items():
+        if shares[name] > 0 and not members:
+            raise PalateError(
+                f"the {name} part is empty: {len(groups)} groups in {len(cluster_part)} prompt"
+                f" clusters are too few for a share of {shares[name]:g}"
+            )
+    manifest = {
+        "salt": salt,
+        "shares": dict(shares),
+        "num_groups": {name: len(members) for name, members in parts.items()},
+        "clusters": {
+            name: sorted(c for c, part in cluster_part.items() if part == name) for name in shares
+        },
+    }
+    return Split({name: tuple(members) for name, members in parts.items()}, manifest)
+
+
+def _part_at(position: float, shares: Mapping[str, float]) -> str:
+    upper = 0.0
+    for name, share in shares.items():
+        upper += share
+        if position < upper:
+            return name
+    return next(reversed(list(shares)))

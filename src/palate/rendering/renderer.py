@@ -1,0 +1,339 @@
+"""Prompts and responses to token ids.
+
+Legend: K responses of a group, T tokens.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from palate.artifacts.files import sha256_json
+from palate.artifacts.ledger import Ledger
+from palate.errors import PalateError
+from palate.preferences.types import Comparison, Message, PreferenceGroup, Response
+from palate.rendering.lengths import LengthSettings
+from palate.rendering.template import ending_at, pin_clock, plain_template
+from palate.rendering.tokens import bare_tokenizer, choose_pad, control_tokens
+
+_PROBE = "palateprobe"
+OVERLONG = "over-long response"
+
+
+@dataclass(frozen=True)
+class RenderedGroup:
+    """A group as token ids: K sequences, each prompt + response, and the comparisons among them."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    comparisons: tuple[Comparison, ...]
+    group: PreferenceGroup
+    response_index: tuple[int, ...]
+    """For each sequence, the index of its response in `group.responses`."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.sequences))
+
+
+@dataclass
+class Renderer:
+    """One tokenizer, one template, one end of turn, one pad; `template_arguments` reach the template.
+
+    `lengths` must be resolved (`LengthSettings.resolved`). Raises PalateError when the template does
+    not print the answer or there is no token to end it with.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    lengths: LengthSettings
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    keep_template: bool = False
+    """Render exactly as the tokenizer's own template does, wherever it ends: for reward models that
+    others trained with it."""
+
+    def __post_init__(self) -> None:
+        source = self.tokenizer
+        self.tokenizer = bare_tokenizer(source)
+        self._control = control_tokens(self.tokenizer)
+        template = self.tokenizer.chat_template
+        if isinstance(template, dict):
+            raise PalateError(
+                f"the tokenizer has several chat templates ({', '.join(template)}); set one"
+            )
+        if template is None:
+            end = source.eos_token or source.sep_token
+            start = source.bos_token or source.cls_token or ""
+            if end is None:
+                raise PalateError("the tokenizer has neither a template nor an end token to close turns")
+            template = plain_template("" if start == end else start, end)
+        template = pin_clock(template)
+        self.end_of_turn, after = self._find_end_of_turn(template)
+        self.end_of_turn_id = int(self.tokenizer.convert_tokens_to_ids(self.end_of_turn))
+        if not self.keep_template:
+            closes_itself = self.end_of_turn in after
+            self.tokenizer.chat_template = ending_at(template, self.end_of_turn, closes_itself)
+            after = self.end_of_turn
+        self._end_ids = self._ordinary_ids(after)
+        self.tokenizer.pad_token = choose_pad(self.tokenizer, self.end_of_turn_id)
+        # Choosing an ordinary token as pad makes it special, so the set is read again.
+        self._control = control_tokens(self.tokenizer)
+        self._control_pattern = re.compile("|".join(map(re.escape, self._control)) or r"(?!)")
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of what decides the ids: template and its arguments, special tokens, tokenizer."""
+        return {
+            "template": sha256_json([self.tokenizer.chat_template, dict(self.template_arguments)]),
+            "special_tokens": sha256_json([self._control, self.end_of_turn_id, self.pad_id]),
+            "tokenizer": sha256_json(self.tokenizer.backend_tokenizer.to_str()),
+        }
+
+    def encode_prompt(
+        self,
+        prompt: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Ids of a prompt up to where its answer starts; nothing is cut."""
+        return self._encode(prompt, tools, arguments or {}, True)
+
+    def cut_prompt(
+        self,
+        prompt: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[tuple[Message, ...], int]:
+        """The prompt within `max_prompt_tokens`, and how many tokens it lost.
+
+        The oldest turns go first, up to a later user turn (a system message stays until only it and
+        the last turns are left); then the start of the last turn. The cut depends on the prompt
+        alone, so all responses keep their common prefix.
+        """
+        limit = self.lengths.max_prompt_tokens
+
+        def length(messages: Sequence[Message]) -> int:
+            return len(self.encode_prompt(messages, tools, arguments))
+
+        num_tokens = length(prompt)
+        if num_tokens <= limit:
+            return tuple(prompt), 0
+        system = [m for m in prompt[:1] if m.role in ("system", "developer")]
+        starts = [i for i, m in enumerate(prompt) if m.role == "user" and i > len(system)]
+        candidates = [(*system, *prompt[i:]) for i in starts]
+        if system:
+            candidates.append(tuple(prompt[starts[-1] if starts else 1 :]))
+        for messages in candidates:
+            if messages and (kept := length(messages)) <= limit:
+                return tuple(messages), num_tokens - kept
+        shortest = candidates[-1] if candidates and candidates[-1] else tuple(prompt)
+        return self._cut_last_turn(shortest, length, limit), num_tokens - limit
+
+    def _cut_last_turn(
+        self,
+        messages: tuple[Message, ...],
+        length: Callable[[Sequence[Message]], int],
+        limit: int,
+    ) -> tuple[Message, ...]:
+        """Keep the longest end of the last turn's content that fits, found by bisection."""
+        *before, last = messages
+
+        def kept(num_characters: int) -> tuple[Message, ...]:
+            content = last.content[len(last.content) - num_characters :]
+            return (*before, replace(last, content=content))
+
+        low, high = 0, len(last.content)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if length(kept(middle)) <= limit else (low, middle - 1)
+        if low == 0:
+            raise PalateError(
+                f"the prompt's fixed parts alone exceed lengths.max_prompt_tokens {limit}",
+                "prompt too long",
+            )
+        return kept(low)
+
+    def response_ids(
+        self,
+        prompt: Sequence[Message],
+        response: Response,
+        prompt_ids: Sequence[int],
+        tools: Sequence[Mapping[str, Any]] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[tuple[int, ...], int]:
+        """Ids of a (cut) prompt with its response, and the number of tokens over the limit.
+
+        A finished response ends with the end-of-turn token; an unfinished one, or one that is cut,
+        does not.
+        """
+        answer = Message("assistant", response.text)
+        ids = self._encode((*prompt, answer), tools, arguments or {}, False)
+        num_end = len(self._end_ids)
+        if num_end and ids[-num_end:] != self._end_ids:
+            raise PalateError(
+                f"the template did not end the answer with {self.end_of_turn!r}", "template failed"
+            )
+        if not response.finished:
+            ids = ids[: len(ids) - num_end]
+        shared = common_prefix_length([ids, prompt_ids])
+        over = max(0, len(ids) - shared - self.lengths.max_response_tokens)
+        return tuple(ids[: len(ids) - over]), over
+
+    def _find_end_of_turn(self, template: str) -> tuple[str, str]:
+        """The control token that closes an answer, and the text that the template prints after one."""
+        self.tokenizer.chat_template = template
+        messages = (Message("user", "u"), Message("assistant", _PROBE))
+        text = self._render(messages, (), {}, False)
+        if _PROBE not in text:
+            raise PalateError("the chat template does not print the assistant's answer")
+        after = text.rsplit(_PROBE, 1)[1]
+        places = {token: after.find(token) for token in self._control if token in after}
+        if places:
+            # Of tokens at one place the longest is meant: "<|end|>" is no prefix by accident.
+            return min(places, key=lambda token: (places[token], -len(token))), after
+        end = self.tokenizer.eos_token or self.tokenizer.sep_token
+        if end is None:
+            raise PalateError(
+                "neither the chat template nor the tokenizer says what ends an answer;"
+                " set the tokenizer's eos_token"
+            )
+        return str(end), after
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> str:
+        if tools and "tools" not in str(self.tokenizer.chat_template):
+            raise PalateError("the chat template ignores tools; use one that prints them", "tools ignored")
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [message.as_dict() for message in messages],
+                tools=list(map(dict, tools)) or None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **{**self.template_arguments, **arguments},
+            )
+        except (TemplateError, TypeError, KeyError) as error:
+            raise PalateError(f"the chat template refused it: {error}", "template refused") from error
+        return str(text)
+
+    def _encode(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> list[int]:
+        if not any(self._control_pattern.search(message.content) for message in messages):
+            text = self._render(messages, tools, arguments, add_generation_prompt)
+            return self._ordinary_ids(text)
+        # A control token's text inside content stands for itself: it travels through the template
+        # as a marker and is tokenised as plain text, so nobody can forge the end of a turn.
+        marker = "\ue000"
+        while any(marker in message.content for message in messages):
+            marker += "\ue001"
+        found: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            found.append(match[0])
+            return f"{marker}{len(found) - 1}{marker}"
+
+        hidden = [
+            replace(m, content=self._control_pattern.sub(hide, m.content)) for m in messages
+        ]
+        text = self._render(hidden, tools, arguments, add_generation_prompt)
+        ids: list[int] = []
+        for number, piece in enumerate(re.split(f"{marker}(\\d+){marker}", text)):
+            ids += self._plain_ids(found[int(piece)]) if number % 2 else self._ordinary_ids(piece)
+        return ids
+
+    def _ordinary_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Ids of a control token's text as if it were ordinary text."""
+        control_ids = set(self._control.values())
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        if control_ids.isdisjoint(ids):
+            return list(ids)
+        # A unigram vocabulary may hold the string as a piece: no piece spans two calls.
+        pieces = [self._ordinary_ids(text[:1]), self._ordinary_ids(text[1:])]
+        return [i for piece in pieces for i in piece if i not in control_ids]
+
+
+def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all sequences share."""
+    first, last = min(sequences), max(sequences)
+    length = 0
+    for a, b in zip(first, last, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def render_group(group: PreferenceGroup, renderer: Renderer, ledger: Ledger) -> RenderedGroup:
+    """Token ids of a group; responses and comparisons left out are noted in the ledger.
+
+    Raises PalateError when nothing is left to compare (the caller ledgers the row), or when a
+    response is over-long and `lengths.overlong` is error.
+    """
+    where = (group.file, group.line)
+    tools, arguments = group.tools, group.template_arguments
+    prompt, num_cut = renderer.cut_prompt(group.prompt, tools, arguments)
+    prompt_ids = renderer.encode_prompt(prompt, tools, arguments)
+    sequences: dict[int, tuple[int, ...]] = {}
+    for index, response in enumerate(group.responses):
+        ids, num_over = renderer.response_ids(prompt, response, prompt_ids, tools, arguments)
+        limit = renderer.lengths.max_response_tokens
+        if num_over:
+            what = f"response {index} has {limit + num_over} tokens, limit {limit}"
+            if renderer.lengths.overlong == "error":
+                raise PalateError(
+                    f"{group.file}:{group.line}: {what}; raise lengths.max_response_tokens", OVERLONG
+                )
+            if renderer.lengths.overlong == "leave_out":
+                ledger.add(*where, "response", OVERLONG, what, group.id)
+                continue
+            ledger.add(*where, "token", "over-long response cut", what, group.id)
+        sequences[index] = ids
+    comparisons = [c for c in group.comparisons if c.better in sequences and c.worse in sequences]
+    if not comparisons:
+        raise PalateError("an over-long response leaves nothing to compare", OVERLONG)
+    distinct = [c for c in comparisons if sequences[c.better] != sequences[c.worse]]
+    if not distinct:
+        raise PalateError("all compared responses have the same tokens", "identical after rendering")
+    if len(distinct) < len(comparisons):
+        detail = f"{len(comparisons) - len(distinct)} of {len(comparisons)} comparisons"
+        ledger.add(*where, "comparison", "identical after rendering", detail, group.id)
+    if num_cut:
+        ledger.add(*where, "token", "prompt cut", f"{num_cut} oldest tokens", group.id)
+    position = {index: new for new, index in enumerate(sequences)}
+    return RenderedGroup(
+        tuple(sequences.values()),
+        tuple(replace(c, better=position[c.better], worse=position[c.worse]) for c in distinct),
+        group,
+        tuple(sequences),
+    )
+
+
+def render_groups(
+    groups: Sequence[PreferenceGroup], renderer: Renderer, ledger: Ledger
+) -> list[RenderedGroup]:
+    """Render all groups; a group that can't be rendered becomes a row of the ledger."""
+    rendered: list[RenderedGroup] = []
+    for group in groups:
+        try:
+            rendered.append(render_group(group, renderer, ledger))
+        except PalateError as error:
+            if renderer.lengths.overlong == "error" and error.reason == OVERLONG:
+                raise
+            ledger.add(group.file, group.line, "row", error.reason, str(error), group.id)
+    return rendered

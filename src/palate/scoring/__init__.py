@@ -1,0 +1,1 @@
+"""Text in, rewards out, under a token budget."""

@@ -1,0 +1,204 @@
+"""Rewards for texts: the one path from a prompt and an answer to a number.
+
+Legend: N sequences.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from palate.errors import PalateError
+from palate.model.checkpoint import Sidecar, changed_parts, read_sidecar, renderer_for
+from palate.model.loading import load_model
+from palate.model.reward_model import RewardModel
+from palate.model.selfcheck import TOLERANCE, check_positions, max_positions
+from palate.model.settings import BodySettings
+from palate.preferences.formats import messages_of
+from palate.preferences.types import Message, Response, ScoringItem
+from palate.rendering import Renderer
+from palate.scoring.runs import plan_groups, run_plans
+
+DEFAULT_TOKENS_PER_MICROBATCH = 8192
+Prompt = str | Sequence[Mapping[str, Any] | Message]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One answer in a ranking; `index` is its place in the list given."""
+
+    index: int
+    reward: float
+    support_distance: float | None = None
+    """How far its pooled state lies from the training data; None when that was not fitted."""
+
+
+class Scorer:
+    """A loaded reward model: `score`, `rank`, `compare`, and `score_items` for many at once."""
+
+    def __init__(
+        self,
+        model: RewardModel,
+        renderer: Renderer,
+        sidecar: Sidecar | None = None,
+        tokens_per_microbatch: int = DEFAULT_TOKENS_PER_MICROBATCH,
+    ) -> None:
+        if tokens_per_microbatch < 1:
+            raise PalateError(f"tokens_per_microbatch is {tokens_per_microbatch}, must be 1 or more")
+        self.model = model.eval()
+        self.renderer = renderer
+        self.sidecar = sidecar
+        self.tokens_per_microbatch = tokens_per_microbatch
+
+    @property
+    def temperature(self) -> float:
+        """Divides margins before they become probabilities; 1 when none was fitted."""
+        stored = self.sidecar.temperature if self.sidecar else None
+        return float(stored["value"]) if stored else 1.0
+
+    def score(self, prompt: Prompt, response: str) -> float:
+        """The reward of one answer; only differences within a prompt mean anything."""
+        return self.score_items([scoring_item(prompt, response)])[0]
+
+    def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[Ranked]:
+        """The answers, best first; equal rewards keep the order given."""
+        rewards = self.score_items([scoring_item(prompt, text) for text in responses])
+        order = sorted(range(len(rewards)), key=lambda index: -rewards[index])
+        return [Ranked(index, rewards[index]) for index in order]
+
+    def compare(self, prompt: Prompt, first: str, second: str) -> float:
+        """Probability that `first` is preferred: s((reward(first) - reward(second)) / temperature)."""
+        a, b = self.score_items([scoring_item(prompt, text) for text in (first, second)])
+        return 1 / (1 + math.exp(min(700.0, -(a - b) / self.temperature)))
+
+    def score_items(self, items: Sequence[ScoringItem]) -> list[float]:
+        """Rewards in the order of the items; items of one prompt share its computation.
+
+        Raises PalateError for an item that can't be rendered (`render` finds them one by one).
+        """
+        return self.score_ids([self.render(item)[0] for item in items])
+
+    def render(self, item: ScoringItem) -> tuple[tuple[int, ...], int]:
+        """Token ids of an item, and how many tokens were cut from its prompt and answer."""
+        prompt, num_cut = self.renderer.cut_prompt(item.prompt, item.tools, item.template_arguments)
+        prompt_ids = self.renderer.encode_prompt(prompt, item.tools, item.template_arguments)
+        ids, num_over = self.renderer.response_ids(
+            prompt, item.response, prompt_ids, item.tools, item.template_arguments
+        )
+        if num_over and self.renderer.lengths.overlong != "cut":
+            limit = self.renderer.lengths.max_response_tokens
+            raise PalateError(
+                f"the response has {limit + num_over} tokens, the model was trained with at most"
+                f" {limit}; shorten it, or score with overlong cut",
+                "over-long response",
+            )
+        return ids, num_cut + num_over
+
+    def score_ids(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Rewards of token-id sequences, scored as given; equal prefixes are found and shared."""
+        groups = self._groups([tuple(ids) for ids in sequences])
+        token_groups = [[sequences[index] for index in group] for group in groups]
+        plans = plan_groups(
+            token_groups, self.model.layout, self.tokens_per_microbatch, self.renderer.pad_id
+        )
+        by_group = run_plans(self.model, plans, [len(group) for group in groups])
+        rewards = [math.nan] * len(sequences)
+        for number, group in enumerate(groups):
+            for place, reward in zip(group, by_group[number].tolist(), strict=True):
+                rewards[place] = reward
+        return rewards
+
+    def _groups(self, sequences: Sequence[tuple[int, ...]]) -> list[list[int]]:
+        """Indices of sequences that go into one tree: neighbours in dictionary order that share
+        more than half of the shorter one, within the token budget."""
+        if self.model.layout == "rows":
+            return [[index] for index in range(len(sequences))]
+        order = sorted(range(len(sequences)), key=lambda index: sequences[index])
+        groups: list[list[int]] = []
+        num_tokens = 0
+        for index in order:
+            ids = sequences[index]
+            if groups:
+                group = groups[-1]
+                first = sequences[group[0]]
+                # In dictionary order the prefix shared with the first is shared by all between.
+                shared = len(os.path.commonprefix([first, ids]))
+                tree_size = num_tokens + len(ids) - len(group) * shared
+                if tree_size <= self.tokens_per_microbatch and 2 * shared > min(
+                    len(first), len(ids)
+                ):
+                    group.append(index)
+                    num_tokens += len(ids)
+                    continue
+            groups.append([index])
+            num_tokens = len(ids)
+        return groups
+
+
+def scoring_item(prompt: Prompt, response: str, **fields: Any) -> ScoringItem:
+    """A ScoringItem from text or messages. Raises PalateError on an empty prompt or response."""
+    if isinstance(prompt, str):
+        messages: tuple[Message, ...] = (Message("user", prompt),)
+    else:
+        plain = [turn.as_dict() if isinstance(turn, Message) else turn for turn in prompt]
+        messages = messages_of(plain, "prompt")
+    return ScoringItem(messages, Response(response), **fields)
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: Literal["float32", "bfloat16", "auto"] = "auto",
+    device: str = "auto",
+    tokens_per_microbatch: int = DEFAULT_TOKENS_PER_MICROBATCH,
+    allow_changed: Iterable[str] = (),
+    trust_remote_code: bool = False,
+) -> Scorer:
+    """Load a palate run or any scalar reward model, from a directory or the hub.
+
+    The template, special tokens and tokenizer must be those of the training, and stored texts must
+    get their stored rewards; `allow_changed` names what may differ (template, special_tokens,
+    tokenizer, weights). Raises PalateError otherwise, and for checkpoints that are no scalar reward
+    model.
+    """
+    directory = Path(name).expanduser()
+    nested = directory / "model"
+    settings = BodySettings(dtype=dtype, trust_remote_code=trust_remote_code)
+    source = str(nested if (nested / "config.json").exists() else name)
+    loaded = load_model(source, settings, for_training=False)
+    sidecar = read_sidecar(loaded.directory)
+    renderer = renderer_for(loaded.tokenizer, sidecar, max_positions(loaded.model.config))
+    lengths = renderer.lengths
+    check_positions(loaded.model.config, lengths.max_prompt_tokens + lengths.max_response_tokens)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    scorer = Scorer(loaded.model.to(chosen), renderer, sidecar, tokens_per_microbatch)
+    if sidecar is not None:
+        _check_unchanged(str(name), scorer, sidecar, set(allow_changed))
+    return scorer
+
+
+def _check_unchanged(name: str, scorer: Scorer, sidecar: Sidecar, allowed: set[str]) -> None:
+    unknown = allowed - {*sidecar.fingerprint}
+    if unknown:
+        raise PalateError(f"allow_changed names {sorted(unknown)}; known: {sorted(sidecar.fingerprint)}")
+    changed = [part for part in changed_parts(sidecar, scorer.renderer) if part not in allowed]
+    if changed:
+        raise PalateError(
+            f"{name}: not as it was trained: {', '.join(changed)} changed since; the rewards would be"
+            f" others. Restore the files, or allow it with allow_changed {','.join(changed)}"
+        )
+    if allowed:
+        return
+    tolerance = TOLERANCE[next(scorer.model.parameters()).dtype]
+    for stored in sidecar.reference_scores:
+        reward = scorer.score(stored["prompt"], stored["response"])
+        if not abs(reward - stored["reward"]) <= tolerance * max(1.0, abs(stored["reward"])):
+            raise PalateError(
+                f"{name}: a stored text scores {reward:.4f}, at training it was"
+                f" {stored['reward']:.4f}: weights or libraries changed. Restore the files, or allow"
+                " it with allow_changed weights"
+            )

@@ -1,0 +1,77 @@
+"""Means with bootstrap intervals whose unit is the prompt cluster.
+
+Legend: N observations, C clusters, B bootstrap resamples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, its 95 % interval, and the number of observations it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+
+
+def _resampled_means(
+    value_N: np.ndarray, weight_N: np.ndarray, cluster_N: Sequence[str], seed: int
+) -> np.ndarray:
+    """Weighted means of B resamples of whole clusters (Field and Welsh 2007, the cluster bootstrap)."""
+    _, index_N = np.unique(np.asarray(cluster_N), return_inverse=True)
+    num_clusters = int(index_N.max()) + 1
+    total_C = np.bincount(index_N, weights=value_N * weight_N, minlength=num_clusters)
+    weight_C = np.bincount(index_N, weights=weight_N, minlength=num_clusters)
+    # Counts of a multinomial draw say how often each cluster stands in a resample.
+    count_BC = np.random.default_rng(seed).multinomial(
+        num_clusters, np.full(num_clusters, 1 / num_clusters), size=NUM_RESAMPLES
+    )
+    resampled_weight_B = count_BC @ weight_C
+    keep_B = resampled_weight_B > 0
+    means: np.ndarray = (count_BC @ total_C)[keep_B] / resampled_weight_B[keep_B]
+    return means
+
+
+def cluster_mean(
+    value_N: Sequence[float] | np.ndarray,
+    cluster_N: Sequence[str],
+    weight_N: Sequence[float] | np.ndarray | None = None,
+    seed: int = 0,
+) -> Estimate:
+    """Weighted mean with a 95 % percentile interval from resampling whole clusters.
+
+    `cluster_N` names the cluster of each observation. With a single cluster there is nothing to
+    resample and the interval is (-inf, inf). Raises ValueError when there are no observations.
+    """
+    values = np.asarray(value_N, dtype=float)
+    weights = np.ones_like(values) if weight_N is None else np.asarray(weight_N, dtype=float)
+    if values.size == 0 or weights.sum() <= 0:
+        raise ValueError("a mean of no observations")
+    value = float(np.average(values, weights=weights))
+    if len(set(cluster_N)) < 2:
+        return Estimate(value, -np.inf, np.inf, values.size)
+    means_B = _resampled_means(values, weights, cluster_N, seed)
+    low, high = np.quantile(means_B, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), values.size)
+
+
+def cluster_difference(
+    first_N: Sequence[float] | np.ndarray,
+    second_N: Sequence[float] | np.ndarray,
+    cluster_N: Sequence[str],
+    weight_N: Sequence[float] | np.ndarray | None = None,
+    seed: int = 0,
+) -> Estimate:
+    """Paired difference of means (first minus second) over the same observations, by cluster."""
+    difference_N = np.asarray(first_N, dtype=float) - np.asarray(second_N, dtype=float)
+    return cluster_mean(difference_N, cluster_N, weight_N, seed)

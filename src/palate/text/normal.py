@@ -1,0 +1,18 @@
+"""Normal forms of text."""
+
+import re
+import unicodedata
+
+_SPACES = re.compile(r"\s+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def normalise(text: str) -> str:
+    """NFKC, case-folded, runs of white space made one space, ends stripped: for comparing prompts."""
+    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def first_surrogate(text: str) -> int | None:
+    """Index of the first lone surrogate (not valid Unicode, so no tokenizer takes it), or None."""
+    found = _SURROGATE.search(text)
+    return found.start() if found else None

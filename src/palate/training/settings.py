@@ -1,0 +1,72 @@
+"""How a reward model is trained."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from palate.errors import PalateError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Optimiser, schedule, memory, checkpoints."""
+
+    prompts_per_step: int = 32
+    """Prompts of one optimiser step, over all processes; each counts the same, whatever its K."""
+    epochs: int = 2
+    """Passes over the training prompts."""
+    max_steps: int = 0
+    """Optimiser steps after which to stop; 0 = as `epochs` says."""
+    learning_rate: float = 2e-5
+    """Of the body, at its peak."""
+    head_learning_rate_factor: float = 10.0
+    """Learning rate of the head, as a multiple of the body's."""
+    warmup_share: float = 0.1
+    """Share of all steps in which the learning rate rises from 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate goes on after warm-up; linear and cosine end at 0."""
+    weight_decay: float = 0.01
+    """AdamW's; biases and norms have none."""
+    max_grad_norm: float = 1.0
+    """The gradient is scaled down to this Euclidean norm."""
+    ties: Literal["half", "drop"] = "half"
+    """A tie vote counts as half a win for each side, or not at all."""
+    tokens_per_microbatch: int = 8192
+    """Token slots of one forward pass on one device: bounds memory, changes no gradient. A group is
+    never divided: a larger one is a microbatch of its own."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the body's arithmetic; auto is bfloat16 where the GPU has it, otherwise float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    evaluations_per_epoch: int = 1
+    """Evaluations of the validation sets, each followed by a checkpoint."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep, besides the best."""
+    early_stopping_patience: int = 0
+    """Stop after so many evaluations without a better validation loss; 0 = never."""
+    log_every_steps: int = 10
+    """Optimiser steps between two lines of the training log."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that `transformers` knows: tensorboard, wandb, trackio, mlflow, ..."""
+    seed: int = 0
+    """Of the head, the order of prompts, and dropout."""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "prompts_per_step",
+            "epochs",
+            "tokens_per_microbatch",
+            "evaluations_per_epoch",
+            "keep_checkpoints",
+            "log_every_steps",
+            "learning_rate",
+            "head_learning_rate_factor",
+            "max_grad_norm",
+        )
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise PalateError(f"training.{name} is {getattr(self, name)}, must be above 0")
+        for name in ("max_steps", "early_stopping_patience", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise PalateError(f"training.{name} is {getattr(self, name)}, must be 0 or more")
+        if not 0 <= self.warmup_share < 1:
+            raise PalateError(f"training.warmup_share is {self.warmup_share}, must be in [0, 1)")

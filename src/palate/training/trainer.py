@@ -1,0 +1,327 @@
+"""`transformers.Trainer` with our step: a fixed number of prompts, in exact microbatches.
+
+Legend: N sequences of a microbatch.
+"""
+
+import contextlib
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from palate.errors import PalateError
+from palate.forest import Plan, plan_rows
+from palate.model.reward_model import RewardModel, plan_tensors
+from palate.objectives import ComparisonBatch, bradley_terry
+from palate.rendering import RenderedGroup
+from palate.scoring.runs import plan_groups, run_plans
+from palate.training.checkpoints import rotate, seal
+from palate.training.settings import TrainingSettings
+from palate.training.steps import StepBatch, StepSampler, step_loader
+
+Measure = Callable[[Sequence[RenderedGroup], Sequence[np.ndarray]], Mapping[str, float]]
+"""(groups, rewards of each) -> metrics; must include "loss"."""
+
+
+class InterruptHandler(TrainerCallback):  # type: ignore[misc]
+    """On SIGINT or SIGTERM: finish the step, write a checkpoint, stop. A second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self.signal is not None:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+class RewardTrainer(Trainer):  # type: ignore[misc]
+    """Trains a RewardModel on rendered groups; evaluates several validation sets by name.
+
+    The first validation set decides which checkpoint is the best, by its loss.
+    """
+
+    def __init__(
+        self,
+        model: RewardModel,
+        settings: TrainingSettings,
+        train_groups: Sequence[RenderedGroup],
+        validation_sets: Mapping[str, Sequence[RenderedGroup]],
+        measure: Measure,
+        pad_id: int,
+        directory: Path,
+    ) -> None:
+        self.settings = settings
+        self.train_groups = train_groups
+        self.validation_sets = validation_sets
+        self.measure = measure
+        self.pad_id = pad_id
+        self.interrupt = InterruptHandler()
+        callbacks: list[TrainerCallback] = [self.interrupt]
+        if settings.early_stopping_patience:
+            if not validation_sets:
+                raise PalateError(
+                    "training.early_stopping_patience has no effect without validation data"
+                )
+            callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
+        if settings.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+        steps_per_epoch = -(-len(train_groups) // settings.prompts_per_step)
+        super().__init__(
+            model=model,
+            args=training_arguments(settings, steps_per_epoch, directory, bool(validation_sets)),
+            # The base class only asks whether they are there: both loaders are our own.
+            train_dataset=list(range(len(train_groups))),
+            eval_dataset=[0] if validation_sets else None,
+            callbacks=callbacks,
+        )
+        # Our loss is already divided by the prompts of the whole step.
+        self.model_accepts_loss_kwargs = False
+        if self.accelerator.num_processes > settings.prompts_per_step:
+            raise PalateError(
+                f"training.prompts_per_step {settings.prompts_per_step} is less than the"
+                f" {self.accelerator.num_processes} processes"
+            )
+
+    def get_train_dataloader(self) -> Any:
+        """Not prepared by accelerate: the sampler has dealt each step out already."""
+        sampler = StepSampler(
+            [group.num_tokens for group in self.train_groups],
+            self.settings.prompts_per_step,
+            self.settings.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        return step_loader(
+            self.train_groups,
+            sampler,
+            self.model.layout,
+            self.settings.tokens_per_microbatch,
+            self.pad_id,
+            self.settings.ties,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[StepBatch], None]:
+        return [next(epoch_iterator)], None
+
+    def training_step(
+        self, model: nn.Module, inputs: StepBatch, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward of all microbatches; gradients are synchronised on the last only.
+
+        Each loss is multiplied by the number of processes because data parallelism averages
+        gradients over them. Processes with fewer microbatches run idle ones, so that sharded engines
+        see the same number of passes everywhere.
+        """
+        model.train()
+        microbatches = self._padded(list(inputs.microbatches))
+        scale = self.accelerator.num_processes / inputs.num_prompts
+        total = torch.zeros((), device=self.args.device)
+        for number, (plan, comparisons) in enumerate(microbatches):
+            is_last = number == len(microbatches) - 1
+            # DeepSpeed's wrapper steps on every backward for which this says "synchronise".
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            waiting = contextlib.nullcontext() if is_last else self.accelerator.no_sync(model)
+            with waiting:
+                with self.compute_loss_context_manager():
+                    reward_N, _ = model(**plan_tensors(plan, self.args.device))
+                    loss = bradley_terry(reward_N, comparisons.to(self.args.device)) * scale
+                self._refuse_non_finite(loss, "loss")
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _padded(
+        self, microbatches: list[tuple[Plan, ComparisonBatch]]
+    ) -> list[tuple[Plan, ComparisonBatch]]:
+        if self.accelerator.num_processes == 1:
+            return microbatches
+        counts = gather_object([len(microbatches)])
+        # A sequence of one token without comparisons: its loss is a sum over nothing, exactly 0.
+        idle_plan = plan_rows([[[self.pad_id]]], 1, self.pad_id)[0]
+        idle = (idle_plan, ComparisonBatch.gather([(1, ())]))
+        return microbatches + [idle] * (max(counts) - len(microbatches))
+
+    def floating_point_ops(self, inputs: StepBatch) -> int:
+        """6 x parameters outside the embedding x token slots: attention left out."""
+        body = self.model.transformer
+        num_parameters = sum(p.numel() for p in body.parameters())
+        num_parameters -= body.get_input_embeddings().weight.numel()
+        return 6 * num_parameters * sum(plan.num_slots for plan, _ in inputs.microbatches)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        # Before the optimiser steps: after it the weights, and all checkpoints to come, are lost.
+        self._refuse_non_finite(norm, "gradient norm")
+        return norm
+
+    def _refuse_non_finite(self, value: Any, what: str) -> None:
+        number = float(value.detach() if isinstance(value, Tensor) else value)
+        if not math.isfinite(number):
+            raise PalateError(
+                f"{what} is {number} at step {self.state.global_step + 1}; the weights are still those"
+                " of the step before. Lower training.learning_rate, or use precision float32"
+            )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with a learning rate of its own for the head."""
+        if self.optimizer is None:
+            target = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(target))
+            head_name = f"transformer.{self.model.head_name}."
+            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            for name, parameter in target.named_parameters():
+                if parameter.requires_grad:
+                    key = (head_name in name, name in decayed)
+                    groups.setdefault(key, []).append(parameter)
+            rate = self.settings.learning_rate
+            factor = self.settings.head_learning_rate_factor
+            self.optimizer = torch.optim.AdamW(
+                [
+                    {
+                        "params": parameters,
+                        "lr": rate * factor if in_head else rate,
+                        "weight_decay": self.settings.weight_decay if decays else 0.0,
+                    }
+                    for (in_head, decays), parameters in sorted(groups.items())
+                ],
+                lr=rate,
+            )
+        return self.optimizer
+
+    def _get_learning_rate(self) -> float:
+        """The body's rate: the default reads the first group, which may be the head's."""
+        return float(min(group["lr"] for group in self.optimizer.param_groups))
+
+    def rewards_of(self, groups: Sequence[RenderedGroup]) -> list[np.ndarray]:
+        """Rewards of each group, in order; the work is divided among the processes."""
+        plans = plan_groups(
+            [group.sequences for group in groups],
+            self.model.layout,
+            self.settings.tokens_per_microbatch,
+            self.pad_id,
+        )
+        rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = plans[rank::num_processes]
+        # All processes run the same number of passes, which sharded engines wait for.
+        mine += plans[:1] * (-(-len(plans) // num_processes) - len(mine))
+        sizes = [len(group.sequences) for group in groups]
+        with self.compute_loss_context_manager():
+            rewards = dict(run_plans(self.model, mine, sizes))
+        if num_processes > 1:
+            rewards = {k: v for part in gather_object([rewards]) for k, v in part.items()}
+        return [rewards[index] for index in range(len(groups))]
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Metrics of every validation set; those of the first also without its name."""
+        metrics: dict[str, float] = {}
+        for number, (name, groups) in enumerate(self.validation_sets.items()):
+            for key, value in self.measure(groups, self.rewards_of(groups)).items():
+                if number == 0:
+                    metrics[f"{metric_key_prefix}_{key}"] = value
+                if len(self.validation_sets) > 1:
+                    metrics[f"{metric_key_prefix}_{name}_{key}"] = value
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            directory = Path(self.args.output_dir)
+            seal(directory / f"checkpoint-{self.state.global_step}")
+            rotate(directory, self.settings.keep_checkpoints, self.state.best_model_checkpoint)
+
+
+def training_arguments(
+    settings: TrainingSettings, steps_per_epoch: int, directory: Path, has_validation: bool
+) -> TrainingArguments:
+    """Our settings in `transformers`' words."""
+    num_steps = settings.max_steps or steps_per_epoch * settings.epochs
+    interval = max(1, steps_per_epoch // settings.evaluations_per_epoch)
+    on_gpu = torch.cuda.is_available()
+    bf16 = settings.precision == "bfloat16" or (
+        settings.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
+    )
+    return TrainingArguments(
+        output_dir=str(directory),
+        per_device_train_batch_size=settings.prompts_per_step,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=(
+            "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+        ),
+        warmup_steps=round(settings.warmup_share * num_steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=bf16,
+        seed=settings.seed,
+        use_cpu=not on_gpu,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=interval if has_validation else None,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=None,  # `rotate` deletes only after the new checkpoint is sealed
+        load_best_model_at_end=has_validation,
+        metric_for_best_model="eval_loss" if has_validation else None,
+        greater_is_better=False if has_validation else None,
+        logging_steps=settings.log_every_steps,
+        logging_nan_inf_filter=False,
+        report_to=list(settings.report_to) or "none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def enable_gradient_checkpointing(model: RewardModel) -> None:
+    """Switch on recomputation in the body, under whichever name this version knows."""
+    options = {"use_reentrant": False}
+    transformer = model.transformer
+    if hasattr(transformer, "activation_checkpointing_enable"):
+        transformer.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

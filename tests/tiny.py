@@ -1,0 +1,126 @@
+"""Tiny models and tokenizers, built on the spot."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+CHATML = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def byte_tokenizer(
+    template: str | None = CHATML,
+    eos: str = "<|im_end|>",
+    pad: str | None = "<|endoftext|>",
+    special: list[str] = SPECIAL,
+) -> PreTrainedTokenizerFast:
+    """Byte-level, one id a byte, and the control tokens; pad may equal eos or be absent."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, pad_token=pad)
+    fast.chat_template = template
+    return fast
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
+
+CAUSAL: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": 16},
+    "gemma2": {**GROUPED, "sliding_window": 16, "query_pre_attn_scalar": 8},
+    "gemma3_text": {
+        **GROUPED,
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gpt2": {
+        "vocab_size": 300,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 512,
+        "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    },
+    "phi3": {**GROUPED, "sliding_window": 16},
+    "olmo2": GROUPED,
+}
+CAUSAL["qwen2 window"] = {
+    **GROUPED,
+    "use_sliding_window": True,
+    "sliding_window": 16,
+    "max_window_layers": 1,
+}
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": SIZES,
+    "deberta-v2": {
+        **SIZES,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 16,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+    },
+    "modernbert": {
+        **SIZES,
+        "classifier_pooling": "cls",
+        "local_attention": 16,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    },
+}
+
+
+def tiny_transformer(kind: str, seed: int = 0, attention: str | None = None) -> Any:
+    """A random sequence classifier with one label, large enough weights to make masks matter."""
+    model_type = kind.split()[0]
+    sizes = CAUSAL.get(kind) or ENCODERS[kind]
+    config = AutoConfig.for_model(model_type, **sizes, num_labels=1)
+    torch.manual_seed(seed)
+    implementation = attention or ("eager" if model_type == "gemma2" else None)
+    model = AutoModelForSequenceClassification.from_config(
+        config, attn_implementation=implementation
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    return model.eval()
+
+
+def save_tiny(
+    directory: Path, kind: str = "llama", *, head: bool = False, tokenizer: Any = None, seed: int = 0
+) -> str:
+    """A checkpoint directory: a body, with or without its head, and a tokenizer."""
+    model = tiny_transformer(kind, seed)
+    (model if head else model.base_model).save_pretrained(directory)
+    (tokenizer or byte_tokenizer()).save_pretrained(directory)
+    return str(directory)

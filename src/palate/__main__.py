@@ -1,0 +1,7 @@
+"""`python -m palate`, which `accelerate launch -m palate` needs."""
+
+import sys
+
+from palate.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The command line: verbs, flags, progress, exit codes. No logic."""

@@ -1,0 +1,91 @@
+"""`palate VERB ...`: dispatch, errors and exit codes."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from palate.errors import PalateError
+
+VERBS = {
+    "quickstart": "train on the starter set, measure, score and rank a few answers",
+    "train": "train a reward model from preferences",
+    "evaluate": "measure a reward model on held-out preferences",
+    "score": "score a file of answers",
+    "rank": "rank answers to one prompt",
+    "compare": "probability that one answer is preferred to another",
+}
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; 0 on success, 1 on failure, 2 on wrong usage, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"palate {version('palate')}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        print(_unknown_verb(verb), file=sys.stderr)
+        return EXIT_USAGE
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("palate").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
+    return _guarded(verb, rest)
+
+
+def _guarded(verb: str, arguments: list[str]) -> int:
+    from palate.cli import verbs
+
+    run: Callable[[list[str]], verbs.Printed] = getattr(verbs, f"run_{verb}")
+    try:
+        # Libraries print to stdout as they like; with --json it holds one object and nothing else.
+        with contextlib.redirect_stdout(sys.stderr):
+            printed = run(arguments)
+        print(json.dumps(printed.json) if "--json" in arguments else printed.text, flush=True)
+    except PalateError as error:
+        print(f"palate {verb}: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print(f"palate {verb}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_ERROR
+    except verbs.Interrupted as stopped:
+        print(f"palate {verb}: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
+    return 0
+
+
+def _usage() -> str:
+    lines = ["usage: palate VERB [CONFIG.yaml] [--flags]   (palate VERB --help lists the flags)", ""]
+    return "\n".join(lines + [f"  {verb:<11} {what}" for verb, what in VERBS.items()])
+
+
+def _unknown_verb(verb: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"palate: unknown verb {verb!r}{hint}\n{_usage()}"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

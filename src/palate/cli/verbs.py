@@ -1,0 +1,149 @@
+"""One function a verb: parse, call the pipeline, say what came of it."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from palate.cli.parsing import parse, parser_for
+from palate.errors import PalateError
+from palate.pipeline.config import TrainConfig
+from palate.pipeline.evaluate import EvaluateConfig, evaluate
+from palate.pipeline.quickstart import QuickstartConfig, quickstart
+from palate.pipeline.score_file import ScoreConfig, score_file
+from palate.pipeline.train import Interrupted, TrainResult, train
+from palate.report.card import SHOWN
+from palate.scoring.scorer import Scorer, load
+from palate.statistics import Estimate
+
+__all__ = ["Interrupted", "Printed"]
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What a verb leaves on stdout: text for people, or one JSON object."""
+
+    text: str
+    json: Mapping[str, Any]
+
+
+def _metrics_text(metrics: Mapping[str, Estimate]) -> str:
+    names = [name for name in SHOWN if name in metrics]
+    return "\n".join(f"  {name:<38} {metrics[name]}" for name in names)
+
+
+def _metrics_json(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: asdict(value) for name, value in metrics.items()}
+
+
+def run_train(arguments: list[str]) -> Printed:
+    parser = parser_for("train", "Train a reward model from preferences.", TrainConfig)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be trained, and stop"
+    )
+    config, flags = parse(parser, TrainConfig, arguments)
+    result = train(config, dry_run=flags["dry_run"])
+    if flags["dry_run"]:
+        return Printed(result.summary, {"dry_run": result.summary})
+    return _trained(result)
+
+
+def _trained(result: TrainResult) -> Printed:
+    heading = f"measured on the {result.measured_on} part:" if result.metrics else "nothing held out"
+    text = (
+        f"{heading}\n{_metrics_text(result.metrics)}\n"
+        f"model   {result.directory}/model\nreport  {result.directory}/report.html"
+    )
+    values = {
+        "directory": str(result.directory),
+        "measured_on": result.measured_on,
+        "metrics": _metrics_json(result.metrics),
+    }
+    return Printed(text, values)
+
+
+def run_quickstart(arguments: list[str]) -> Printed:
+    parser = parser_for("quickstart", "The main job on the starter set.", QuickstartConfig)
+    config, _ = parse(parser, QuickstartConfig, arguments)
+    lines: list[str] = []
+    result = quickstart(config, lines.append)
+    return Printed("\n".join(lines), _trained(result).json)
+
+
+def run_evaluate(arguments: list[str]) -> Printed:
+    parser = parser_for("evaluate", "Measure a reward model on preferences.", EvaluateConfig)
+    config, _ = parse(parser, EvaluateConfig, arguments)
+    result = evaluate(config)
+    num_rows = result.ledger.num_rows_read
+    text = (
+        f"{result.num_prompts} prompts measured of {num_rows} rows\n{_metrics_text(result.metrics)}"
+        + (f"\nwritten to {config.output}" if config.output else "")
+    )
+    values = {
+        "metrics": _metrics_json(result.metrics),
+        "num_rows": num_rows,
+        "ledger": result.ledger.by_reason(),
+    }
+    return Printed(text, values)
+
+
+def run_score(arguments: list[str]) -> Printed:
+    parser = parser_for("score", "Score a file of answers.", ScoreConfig)
+    config, _ = parse(parser, ScoreConfig, arguments)
+    result = score_file(config)
+    resumed = f", {result.num_resumed} of them in an earlier run" if result.num_resumed else ""
+    text = (
+        f"{result.num_rows} rows written to {result.output}{resumed};"
+        f" {result.num_errors} with an error in this run"
+    )
+    return Printed(text, asdict(result))
+
+
+def _text_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"palate {verb}", description=description, allow_abbrev=False
+    )
+    parser.add_argument("model", help="a palate run, or any scalar reward model")
+    parser.add_argument("prompt", help="the user's message")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument(
+        "--allow-changed",
+        default="",
+        help="parts of the checkpoint that may differ from the training, comma-separated",
+    )
+    return parser
+
+
+def _load_for(flags: argparse.Namespace) -> Scorer:
+    allowed = [part for part in flags.allow_changed.split(",") if part]
+    return load(flags.model, device=flags.device, allow_changed=allowed)
+
+
+def run_rank(arguments: list[str]) -> Printed:
+    parser = _text_parser("rank", "Rank answers to one prompt, best first.")
+    parser.add_argument("responses", nargs="+", help="two or more answers")
+    flags = parser.parse_args(arguments)
+    if len(flags.responses) < 2:
+        raise PalateError("one answer can't be ranked; give two or more")
+    ranking = _load_for(flags).rank(flags.prompt, flags.responses)
+    text = "\n".join(
+        f"{place}. reward {ranked.reward:+.4f}  {flags.responses[ranked.index]}"
+        for place, ranked in enumerate(ranking, start=1)
+    )
+    return Printed(text, {"ranking": [asdict(ranked) for ranked in ranking]})
+
+
+def run_compare(arguments: list[str]) -> Printed:
+    parser = _text_parser("compare", "Probability that the first answer is preferred.")
+    parser.add_argument("first")
+    parser.add_argument("second")
+    flags = parser.parse_args(arguments)
+    scorer = _load_for(flags)
+    probability = scorer.compare(flags.prompt, flags.first, flags.second)
+    calibrated = scorer.sidecar is not None and scorer.sidecar.temperature is not None
+    note = "calibrated" if calibrated else "not calibrated: the checkpoint has no temperature"
+    return Printed(
+        f"P(first preferred) = {probability:.4f}  ({note})",
+        {"probability": probability, "calibrated": calibrated},
+    )

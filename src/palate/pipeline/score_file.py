@@ -1,0 +1,274 @@
+"""Score a file of any size: streamed, under a token budget, resumed after a kill."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from tqdm import tqdm
+
+from palate.artifacts.files import atomic_path, describe_os_error, sha256_json, write_json
+from palate.artifacts.ledger import Ledger
+from palate.errors import PalateError
+from palate.preferences.formats import Row, common_fields, messages_of, require
+from palate.preferences.rows import iter_rows
+from palate.preferences.types import Response, ScoringItem
+from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, Scorer, load
+
+MICROBATCHES_PER_CHUNK = 16
+"""Rows are gathered until they fill so many microbatches: longer chunks pack better, and a kill
+loses at most one."""
+MAX_ROWS_PER_CHUNK = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Which model on which rows."""
+
+    model: str
+    """A palate run, or any scalar reward model: directory or hub id."""
+    data: str
+    """Rows with `prompt` and `response`, or `responses`, or `messages` that end with an answer;
+    .jsonl .json .csv .parquet, plain or .gz, or a hub data set id."""
+    output: str
+    """.jsonl or .parquet; each input row in its place, with `reward` (or `rewards`) and `error`."""
+    overlong: Literal["checkpoint", "cut"] = "checkpoint"
+    """A response over the limit: as the checkpoint says (usually an error in its row), or cut."""
+    tokens_per_microbatch: int = DEFAULT_TOKENS_PER_MICROBATCH
+    """Token slots of one forward pass: bounds memory, changes no reward."""
+    device: str = "auto"
+    """auto = cuda where there is one, otherwise cpu."""
+    allow_changed: list[str] = field(default_factory=list)
+    """Parts of the checkpoint that may differ from the training: template, tokenizer, ..."""
+    hub_split: str = "train"
+    """Split of a hub data set."""
+
+    def __post_init__(self) -> None:
+        if not self.output.endswith((".jsonl", ".parquet")):
+            raise PalateError(f"output {self.output!r} must end in .jsonl or .parquet")
+        if Path(self.output).exists():
+            raise PalateError(f"{self.output}: exists already; remove it or choose another output")
+
+
+@dataclass
+class ScoreResult:
+    """Counts of a finished file."""
+
+    output: str
+    num_rows: int = 0
+    num_errors: int = 0
+    num_resumed: int = 0
+
+
+@dataclass
+class _Pending:
+    """An input row with what came of it: for each answer its token ids, or None and an error."""
+
+    row: dict[str, Any]
+    ids: list[tuple[int, ...] | None]
+    errors: list[str]
+    is_list: bool
+
+
+def score_file(config: ScoreConfig, on_row: Callable[[int], None] = lambda _: None) -> ScoreResult:
+    """Write each input row with its reward, in order; resume where a killed run stopped.
+
+    Results are appended to `OUTPUT.partial` chunk by chunk and renamed at the end. A row that can't
+    be scored keeps its place with `error` and a null reward. Raises PalateError when the partial
+    file belongs to another model or other data.
+    """
+    scorer = load(
+        config.model,
+        device=config.device,
+        tokens_per_microbatch=config.tokens_per_microbatch,
+        allow_changed=config.allow_changed,
+    )
+    if config.overlong == "cut":
+        scorer.renderer.lengths = replace(scorer.renderer.lengths, overlong="cut")
+    partial = Path(config.output + ".partial")
+    num_done = _claim(partial, _identity(config, scorer))
+    result = ScoreResult(config.output, num_rows=num_done, num_resumed=num_done)
+    try:
+        with open(partial, "r+b") as handle:
+            handle.seek(0, os.SEEK_END)
+            with tqdm(
+                desc="score", unit=" rows", initial=num_done, file=sys.stderr, disable=None
+            ) as bar:
+                for chunk in _chunks(config, scorer, num_done):
+                    result.num_errors += _write_chunk(handle, scorer, chunk)
+                    result.num_rows += len(chunk)
+                    bar.update(len(chunk))
+                    on_row(result.num_rows)
+        _publish(partial, config.output)
+    except OSError as error:
+        raise describe_os_error(error, config.output, "write") from error
+    return result
+
+
+def _identity(config: ScoreConfig, scorer: Scorer) -> str:
+    """What a partial file belongs to: model, rendering, and the input as it is now."""
+    path = Path(config.data)
+    stat = path.stat() if path.exists() else None
+    return sha256_json(
+        [
+            dict(scorer.sidecar.fingerprint) if scorer.sidecar else config.model,
+            scorer.renderer.fingerprint(),
+            config.overlong,
+            config.data,
+            [stat.st_size, stat.st_mtime_ns] if stat else config.hub_split,
+        ]
+    )
+
+
+def _claim(partial: Path, identity: str) -> int:
+    """Number of whole lines already there; a line that a kill cut off is removed."""
+    owner = partial.with_name(partial.name + ".json")
+    try:
+        if not partial.exists():
+            write_json(owner, {"identity": identity})
+            partial.touch()
+            return 0
+        if not owner.exists() or json.loads(owner.read_text())["identity"] != identity:
+            raise PalateError(
+                f"{partial}: left by a run with another model or other data; remove it to start anew"
+            )
+        num_lines = end = 0
+        with open(partial, "r+b") as handle:
+            for line in handle:
+                if line.endswith(b"\n"):
+                    num_lines, end = num_lines + 1, end + len(line)
+            handle.truncate(end)
+        return num_lines
+    except OSError as error:
+        raise describe_os_error(error, partial, "write") from error
+
+
+def _chunks(config: ScoreConfig, scorer: Scorer, num_done: int) -> Iterator[list[_Pending]]:
+    budget = MICROBATCHES_PER_CHUNK * config.tokens_per_microbatch
+    chunk: list[_Pending] = []
+    num_tokens = 0
+    for number, row in enumerate(_rows_in_order(config)):
+        if number < num_done:
+            continue
+        chunk.append(_prepare(row, scorer) if isinstance(row, dict) else _failed(row))
+        num_tokens += sum(len(ids) for ids in chunk[-1].ids if ids is not None)
+        if num_tokens >= budget or len(chunk) >= MAX_ROWS_PER_CHUNK:
+            yield chunk
+            chunk, num_tokens = [], 0
+    if chunk:
+        yield chunk
+
+
+def _rows_in_order(config: ScoreConfig) -> Iterator[dict[str, Any] | str]:
+    """Input rows, and in their places the complaint about those that can't be parsed."""
+    ledger = Ledger()
+    num_seen = 0
+    for _, row in iter_rows(config.data, ledger, config.hub_split):
+        for entry in ledger.entries[num_seen:]:
+            yield f"line {entry.line}: {entry.reason}: {entry.detail}"
+        num_seen = len(ledger.entries)
+        yield row
+    for entry in ledger.entries[num_seen:]:
+        yield f"line {entry.line}: {entry.reason}: {entry.detail}"
+
+
+def _failed(complaint: str) -> _Pending:
+    return _Pending({}, [None], [complaint], is_list=False)
+
+
+def _prepare(row: dict[str, Any], scorer: Scorer) -> _Pending:
+    try:
+        prompt, answers, is_list = _prompt_and_answers(row)
+        fields = common_fields(row, ())
+    except PalateError as error:
+        return _Pending(row, [None], [str(error)], is_list=False)
+    pending = _Pending(row, [], [], is_list)
+    for answer in answers:
+        try:
+            response = answer if isinstance(answer, str) else answer["text"]
+            item = ScoringItem(
+                messages_of(prompt, "prompt"),
+                Response(response),
+                fields["tools"],
+                fields["template_arguments"],
+            )
+            ids, _ = scorer.render(item)
+        except (PalateError, KeyError, TypeError) as error:
+            pending.ids.append(None)
+            pending.errors.append(str(error))
+        else:
+            pending.ids.append(ids)
+    return pending
+
+
+def _prompt_and_answers(row: Row) -> tuple[Any, list[Any], bool]:
+    if "messages" in row:
+        turns = messages_of(require(row, "messages"), "messages")
+        if len(turns) < 2 or turns[-1].role != "assistant":
+            raise PalateError("messages do not end with an assistant message")
+        return [turn.as_dict() for turn in turns[:-1]], [turns[-1].content], False
+    prompt = require(row, "prompt")
+    if "responses" in row:
+        answers = require(row, "responses")
+        if not isinstance(answers, list):
+            raise PalateError(f"responses is {type(answers).__name__}, not a list")
+        return prompt, answers, True
+    return prompt, [require(row, "response")], False
+
+
+def _write_chunk(handle: IO[bytes], scorer: Scorer, chunk: list[_Pending]) -> int:
+    """Score and append a chunk; return the number of rows with an error."""
+    known = [ids for pending in chunk for ids in pending.ids if ids is not None]
+    rewards = iter(scorer.score_ids(known))
+    num_errors = 0
+    lines = []
+    for pending in chunk:
+        values = [None if ids is None else next(rewards) for ids in pending.ids]
+        num_errors += bool(pending.errors)
+        name, value = ("rewards", values) if pending.is_list else ("reward", values[0])
+        lines.append(
+            json.dumps({**pending.row, name: value, "error": "; ".join(pending.errors) or None}) + "\n"
+        )
+    handle.write("".join(lines).encode())
+    handle.flush()
+    os.fsync(handle.fileno())
+    return num_errors
+
+
+def _publish(partial: Path, output: str) -> None:
+    if output.endswith(".parquet"):
+        _to_parquet(partial, output)
+        partial.unlink()
+    else:
+        partial.replace(output)
+    partial.with_name(partial.name + ".json").unlink()
+
+
+def _to_parquet(partial: Path, output: str) -> None:
+    """Two passes over the lines: one for the schema that fits all of them, one to write."""
+    import pyarrow
+    import pyarrow.parquet
+
+    def tables() -> Iterator[Any]:
+        with open(partial, encoding="utf-8") as lines:
+            while batch := [json.loads(line) for _, line in zip(range(4096), lines, strict=False)]:
+                names = dict.fromkeys(key for row in batch for key in row)
+                yield pyarrow.table({name: [row.get(name) for row in batch] for name in names})
+
+    try:
+        schemas = [table.schema for table in tables()]
+        schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
+        with atomic_path(output) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as w:
+            for table in tables():
+                missing = [name for name in schema.names if name not in table.column_names]
+                for name in missing:
+                    table = table.append_column(name, pyarrow.nulls(len(table)))
+                w.write_table(table.select(schema.names).cast(schema))
+    except pyarrow.ArrowException as error:
+        raise PalateError(
+            f"{output}: the rows don't fit one table ({error}); all rewards are in {partial}, rename"
+            " it to .jsonl"
+        ) from error

@@ -1,10 +1,11 @@
 """Tiny models and tokenizers, built on the spot."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 CHATML = (
@@ -21,15 +22,50 @@ def byte_tokenizer(
     eos: str = "<|im_end|>",
     pad: str | None = "<|endoftext|>",
     special: list[str] = SPECIAL,
+    merges: Sequence[tuple[str, str]] = (),
 ) -> PreTrainedTokenizerFast:
     """Byte-level, one id a byte, and the control tokens; pad may equal eos or be absent."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    merged = [first + second for first, second in merges]
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet, *merged])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, pad_token=pad)
+    fast.chat_template = template
+    return fast
+
+
+def word_piece_tokenizer() -> PreTrainedTokenizerFast:
+    """Uncased letters, digits and marks with BERT's own special tokens; no template."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789!?.,:;'[]<>|_/-"
+    vocabulary = [*special, *characters, *(f"##{c}" for c in characters), "user", "sep"]
+    tokens = {token: i for i, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordPiece(tokens, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(special)
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **dict(zip(names, special, strict=True))
+    )
+
+
+def unigram_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """SentencePiece's kind: NFKC, a prefix space, and control tokens that are pieces as well, which
+    `tokenizers` finds in plain text."""
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    pieces = [*special, "\u2581", *map(chr, range(33, 127)), "\n"]
+    scores = [(piece, -2.0 if len(piece) == 1 else 0.0) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=0))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(special)
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     fast.chat_template = template
     return fast
 
@@ -117,7 +153,12 @@ def tiny_transformer(kind: str, seed: int = 0, attention: str | None = None) -> 
 
 
 def save_tiny(
-    directory: Path, kind: str = "llama", *, head: bool = False, tokenizer: Any = None, seed: int = 0
+    directory: Path,
+    kind: str = "llama",
+    *,
+    head: bool = False,
+    tokenizer: Any = None,
+    seed: int = 0,
 ) -> str:
     """A checkpoint directory: a body, with or without its head, and a tokenizer."""
     model = tiny_transformer(kind, seed)

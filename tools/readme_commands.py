@@ -1,7 +1,7 @@
 """Run the shell commands of README.md, in order, in a scratch copy of what they need.
 
-A fenced block marked `sh` is run line by line with `bash -e`; one marked `sh no-run` shows a command
-that needs what a test machine lacks (the hub, a GPU). `make` targets are left to CI, which calls
+A fenced block marked `sh` is run with `bash -e`; one marked `sh no-run` shows a command that needs
+what a test machine lacks (the hub, a GPU). `make` targets are left to CI, which calls
 them itself.
 """
 

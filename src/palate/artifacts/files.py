@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,10 @@ def describe_os_error(error: OSError, path: str | Path, action: str) -> PalateEr
         errno.ENOSPC: "the disk is full; free space and run the same command again",
         errno.EDQUOT: "the disk quota is used up; free space and run the same command again",
         errno.EISDIR: "it is a directory; name a file",
+        errno.ENOTDIR: "a part of its path is a file, not a directory; choose another path",
+        errno.EEXIST: "a part of its path is a file, not a directory; choose another path",
+        errno.EFBIG: "the file would be larger than allowed here; raise the limit (ulimit -f)",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
         errno.EROFS: "the file system is read-only; choose another output",
     }
     reason = remedies.get(error.errno or 0, error.strerror or str(error))
@@ -46,7 +50,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise describe_os_error(error, final, "write") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # What made the writing fail (a file among the parents) fails here too, and is told already.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -63,8 +69,9 @@ def write_json(path: str | Path, value: Any) -> None:
 @contextmanager
 def open_binary(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file for reading, through gzip where its name ends in `.gz`."""
+    opener: Any = gzip.open if str(path).endswith(".gz") else open
     try:
-        handle: IO[bytes] = gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")  # type: ignore[assignment]
+        handle: IO[bytes] = opener(path, "rb")
     except OSError as error:
         raise describe_os_error(error, path, "read") from error
     with handle:

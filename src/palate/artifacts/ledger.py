@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from palate.artifacts.files import write_text
+from palate.artifacts.files import describe_os_error, write_text
 from palate.errors import PalateError
 
 KINDS = ("row", "response", "comparison", "token", "file")
@@ -17,7 +17,8 @@ class LedgerEntry:
 
     file: str
     line: int
-    """Line of a JSONL file, otherwise the number of the record; both count from 1. 0 = whole file."""
+    """Line of a JSONL or CSV file (where the record ends), otherwise the number of the record; both
+    count from 1. 0 = whole file."""
     kind: str
     """What was left out or cut: one of `KINDS`. Only `row` counts against the rows read."""
     reason: str
@@ -55,7 +56,7 @@ class Ledger:
         return sum(entry.kind == "row" for entry in self.entries)
 
     def check(self, num_rows_kept: int) -> None:
-        """Raise AssertionError unless every row read is either kept or in the ledger, exactly once."""
+        """Raise AssertionError unless every row read is kept or in the ledger, exactly once."""
         rows = [(e.file, e.line) for e in self.entries if e.kind == "row"]
         assert len(rows) == len(set(rows)), "a row stands in the ledger twice"
         assert self.num_rows_read == num_rows_kept + len(rows), (
@@ -95,6 +96,14 @@ class Ledger:
         """Read what `write` wrote."""
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError as error:
-            raise PalateError(f"{path}: no ledger there") from error
-        return [LedgerEntry(**json.loads(line)) for line in lines]
+        except OSError as error:
+            raise describe_os_error(error, path, "read") from error
+        entries = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                entries.append(LedgerEntry(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise PalateError(
+                    f"{path}:{number}: not a line of a ledger: {error}; write the ledger again"
+                ) from error
+        return entries

@@ -2,6 +2,7 @@
 
 import platform
 import re
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def next_run_directory(name: str, root: str | Path = "runs") -> Path:
-    """`root/name`, or the first free `root/name-2`, `root/name-3`, ... Creates nothing."""
-    stem = re.sub(r"[^\w.-]+", "-", name).strip("-") or "run"
+def next_run_directory(
+    name: str, root: str | Path = "runs", goes_on: Callable[[Path], bool] = lambda _: False
+) -> Path:
+    """The first of `root/name`, `root/name-2`, ... that is free, or of which `goes_on` says that
+    its run is to be gone on with. Creates nothing."""
+    stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
     candidate, number = Path(root) / stem, 2
-    while candidate.exists() and any(candidate.iterdir()):
+    while not goes_on(candidate) and (
+        candidate.is_file() or (candidate.exists() and any(candidate.iterdir()))
+    ):
         candidate, number = Path(root) / f"{stem}-{number}", number + 1
     return candidate
 

@@ -41,22 +41,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("palate").setLevel(logging.INFO)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     return _guarded(verb, rest)
 
 
 def _guarded(verb: str, arguments: list[str]) -> int:
     from palate.cli import verbs
+    from palate.cli.parsing import UsageError
 
     run: Callable[[list[str]], verbs.Printed] = getattr(verbs, f"run_{verb}")
+    # Libraries print to stdout as they like; with --json it holds one object and nothing else.
+    asks_for_help = "--help" in arguments or "-h" in arguments
+    stdout = sys.stdout if asks_for_help else sys.stderr
     try:
-        # Libraries print to stdout as they like; with --json it holds one object and nothing else.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(stdout):
             printed = run(arguments)
-        print(json.dumps(printed.json) if "--json" in arguments else printed.text, flush=True)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(json.dumps(printed.json) if "--json" in arguments else printed.text, flush=True)
     except PalateError as error:
         print(f"palate {verb}: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_ERROR
+    except SystemExit as done:  # argparse, after --help or wrong usage
+        return int(done.code or 0)
     except KeyboardInterrupt:
         print(f"palate {verb}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -70,7 +76,10 @@ def _guarded(verb: str, arguments: list[str]) -> int:
 
 
 def _usage() -> str:
-    lines = ["usage: palate VERB [CONFIG.yaml] [--flags]   (palate VERB --help lists the flags)", ""]
+    lines = [
+        "usage: palate VERB [CONFIG.yaml] [--flags]   (palate VERB --help lists the flags)",
+        "",
+    ]
     return "\n".join(lines + [f"  {verb:<11} {what}" for verb, what in VERBS.items()])
 
 

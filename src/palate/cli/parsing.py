@@ -3,15 +3,22 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, get_origin
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from palate.artifacts.files import describe_os_error
 from palate.errors import PalateError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+OWN_FLAGS = ("config", "json", "dry-run", "help")
+
+
+class UsageError(PalateError):
+    """A command line or configuration file that can't be understood."""
 
 
 def parser_for(verb: str, description: str, config_class: type) -> ArgumentParser:
@@ -26,42 +33,75 @@ def parser_for(verb: str, description: str, config_class: type) -> ArgumentParse
 def parse(parser: ArgumentParser, config_class: type, arguments: Sequence[str]) -> tuple[Any, Any]:
     """(configuration, all parsed flags). A leading YAML path stands for `--config PATH`.
 
-    Raises PalateError, naming the nearest known key when one is unknown.
+    Raises UsageError, naming the nearest known key when one is unknown.
     """
     arguments = list(arguments)
     if arguments and not arguments[0].startswith("-"):
         if not arguments[0].endswith((".yaml", ".yml", ".json")):
-            raise PalateError(f"unexpected argument {arguments[0]!r}; a configuration ends in .yaml")
+            raise UsageError(f"unexpected argument {arguments[0]!r}; a configuration ends in .yaml")
         arguments = ["--config", *arguments]
-    for position, argument in enumerate(arguments[:-1]):
-        if argument == "--config" and not Path(arguments[position + 1]).exists():
-            raise PalateError(f"{arguments[position + 1]}: no such configuration file")
-    known = list(_keys(config_class))
-    for argument in arguments:
+    known = _keys(config_class)
+    for argument, following in pairwise([*arguments, ""]):
+        if not argument.startswith("--"):
+            continue
         # argparse takes a prefix for the whole flag, which would hide a misspelling.
-        flag = argument.split("=")[0].removeprefix("--").removesuffix("+")
-        if argument.startswith("--") and flag not in [*known, "config", "json", "dry-run", "help"]:
-            raise PalateError(_unknown(flag, known))
+        flag, _, value = argument.removeprefix("--").partition("=")
+        if flag == "config":
+            _check_file(value or following, known)
+        elif flag not in OWN_FLAGS:
+            _check_key(flag.removesuffix("+"), known)
     try:
         parsed = parser.parse_args(arguments)
         created = parser.instantiate_classes(parsed)
     except ArgumentError as error:
-        raise PalateError(_explain(str(error), known)) from error
+        raise UsageError(_explain(str(error), known)) from error
     values = {field.name: created[field.name] for field in dataclasses.fields(config_class)}
     return config_class(**values), created
 
 
 def _keys(config_class: type, prefix: str = "") -> list[str]:
-    """All keys of a nested configuration, dotted."""
+    """All keys of a nested configuration, dotted; `name.*` where a field takes any names."""
     found = []
     for field in dataclasses.fields(config_class):
         found.append(prefix + field.name)
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             found += _keys(field.type, f"{prefix}{field.name}.")
+        elif get_origin(field.type) is dict:
+            found.append(f"{prefix}{field.name}.*")
     return found
 
 
-def _unknown(key: str, known: Sequence[str]) -> str:
+def _check_file(name: str, known: Sequence[str]) -> None:
+    """Refuse a configuration file that is missing or malformed or has an unknown key."""
+    try:
+        with open(name, encoding="utf-8") as handle:
+            values = yaml.safe_load(handle)
+    except OSError as error:
+        raise UsageError(str(describe_os_error(error, name, "read"))) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, Mapping):
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise UsageError(f"{name}: {found}; it must hold keys and values, as in `model: ...`")
+    _check_mapping(name, values, known)
+
+
+def _check_mapping(
+    name: str, values: Mapping[Any, Any], known: Sequence[str], prefix: str = ""
+) -> None:
+    for key, value in values.items():
+        _check_key(f"{prefix}{key}", known, f"{name}: ")
+        if isinstance(value, Mapping):
+            _check_mapping(name, value, known, f"{prefix}{key}.")
+
+
+def _check_key(key: str, known: Sequence[str], where: str = "") -> None:
+    if key not in known and key.rpartition(".")[0] + ".*" not in known:
+        raise UsageError(where + unknown_key(key, known))
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """What to say about an unknown key: the nearest of those known, by all or by its last part."""
     by_last_part = {name.split(".")[-1]: name for name in known}
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
         by_last_part[name]
@@ -75,12 +115,11 @@ def _explain(message: str, known: Sequence[str]) -> str:
     """jsonargparse's message, with the nearest key where it complains about an unknown one."""
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     if group:
-        return _unknown(f"{group[1]}.{group[2]}", known)
+        return unknown_key(f"{group[1]}.{group[2]}", known)
     option = re.search(r"Option '([\w.]+)' is not accepted|arguments?: -*([\w.-]+)", message)
     if option and "required" not in message:
-        return _unknown(option[1] or option[2], known)
+        return unknown_key(option[1] or option[2], known)
     required = re.search(r"arguments are required: ([\w., ]+)", message)
     if required:
         return f"missing: {required[1]}; give it in the YAML file or as a flag"
     return re.sub(r"\s+", " ", message).strip()
-

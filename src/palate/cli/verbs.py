@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from palate.cli.parsing import parse, parser_for
-from palate.errors import PalateError
+from palate.cli.parsing import UsageError, parse, parser_for, unknown_key
+from palate.evaluation.metrics import as_json
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.evaluate import EvaluateConfig, evaluate
 from palate.pipeline.quickstart import QuickstartConfig, quickstart
@@ -32,10 +32,6 @@ def _metrics_text(metrics: Mapping[str, Estimate]) -> str:
     return "\n".join(f"  {name:<38} {metrics[name]}" for name in names)
 
 
-def _metrics_json(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: asdict(value) for name, value in metrics.items()}
-
-
 def run_train(arguments: list[str]) -> Printed:
     parser = parser_for("train", "Train a reward model from preferences.", TrainConfig)
     parser.add_argument(
@@ -49,7 +45,9 @@ def run_train(arguments: list[str]) -> Printed:
 
 
 def _trained(result: TrainResult) -> Printed:
-    heading = f"measured on the {result.measured_on} part:" if result.metrics else "nothing held out"
+    heading = (
+        f"measured on the {result.measured_on} part:" if result.metrics else "nothing held out"
+    )
     text = (
         f"{heading}\n{_metrics_text(result.metrics)}\n"
         f"model   {result.directory}/model\nreport  {result.directory}/report.html"
@@ -57,7 +55,7 @@ def _trained(result: TrainResult) -> Printed:
     values = {
         "directory": str(result.directory),
         "measured_on": result.measured_on,
-        "metrics": _metrics_json(result.metrics),
+        "metrics": as_json(result.metrics),
     }
     return Printed(text, values)
 
@@ -80,7 +78,7 @@ def run_evaluate(arguments: list[str]) -> Printed:
         + (f"\nwritten to {config.output}" if config.output else "")
     )
     values = {
-        "metrics": _metrics_json(result.metrics),
+        "metrics": as_json(result.metrics),
         "num_rows": num_rows,
         "ledger": result.ledger.by_reason(),
     }
@@ -94,7 +92,8 @@ def run_score(arguments: list[str]) -> Printed:
     resumed = f", {result.num_resumed} of them in an earlier run" if result.num_resumed else ""
     text = (
         f"{result.num_rows} rows written to {result.output}{resumed};"
-        f" {result.num_errors} with an error in this run"
+        f" {result.num_errors} with an error"
+        + (f", {result.num_cut} with a prompt or answer cut to the limit" if result.num_cut else "")
     )
     return Printed(text, asdict(result))
 
@@ -115,6 +114,14 @@ def _text_parser(verb: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _parse_texts(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    flags, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = ["json", "device", "allow-changed"]
+        raise UsageError(unknown_key(unknown[0].split("=")[0].lstrip("-"), known))
+    return flags
+
+
 def _load_for(flags: argparse.Namespace) -> Scorer:
     allowed = [part for part in flags.allow_changed.split(",") if part]
     return load(flags.model, device=flags.device, allow_changed=allowed)
@@ -123,9 +130,9 @@ def _load_for(flags: argparse.Namespace) -> Scorer:
 def run_rank(arguments: list[str]) -> Printed:
     parser = _text_parser("rank", "Rank answers to one prompt, best first.")
     parser.add_argument("responses", nargs="+", help="two or more answers")
-    flags = parser.parse_args(arguments)
+    flags = _parse_texts(parser, arguments)
     if len(flags.responses) < 2:
-        raise PalateError("one answer can't be ranked; give two or more")
+        raise UsageError("one answer can't be ranked; give two or more")
     ranking = _load_for(flags).rank(flags.prompt, flags.responses)
     text = "\n".join(
         f"{place}. reward {ranked.reward:+.4f}  {flags.responses[ranked.index]}"
@@ -138,7 +145,7 @@ def run_compare(arguments: list[str]) -> Printed:
     parser = _text_parser("compare", "Probability that the first answer is preferred.")
     parser.add_argument("first")
     parser.add_argument("second")
-    flags = parser.parse_args(arguments)
+    flags = _parse_texts(parser, arguments)
     scorer = _load_for(flags)
     probability = scorer.compare(flags.prompt, flags.first, flags.second)
     calibrated = scorer.sidecar is not None and scorer.sidecar.temperature is not None

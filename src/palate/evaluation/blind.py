@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from palate.evaluation.metrics import Predictor, decided
+from palate.evaluation.metrics import BASELINES, Predictor, decided
 from palate.rendering import RenderedGroup
 from palate.statistics.comparison_model import fit_comparison_model
 from palate.text import style_features
@@ -39,8 +39,10 @@ def fit_prompt_blind(
     """A logistic model of style (and words) of the answers, fitted on training groups.
 
     It never sees a prompt: a reward model that does not beat it has learned how good answers look,
-    not what answers a question.
+    not what answers a question. Without a decided comparison it ties every answer.
     """
+    if not any(decided(group) for group in groups):
+        return BASELINES["random"]
     features = [_features(group, words) for group in groups]
     difference_CF = np.array(
         [

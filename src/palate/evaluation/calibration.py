@@ -31,7 +31,9 @@ def fit_temperature(outcomes: Sequence[Outcome], ties: Ties = "half") -> float:
 
     def loss(log_temperature: float) -> float:
         scaled_C = margin_C * np.exp(-log_temperature)
-        losses_C = target_C * np.logaddexp(0, -scaled_C) + (1 - target_C) * np.logaddexp(0, scaled_C)
+        losses_C = target_C * np.logaddexp(0, -scaled_C) + (1 - target_C) * np.logaddexp(
+            0, scaled_C
+        )
         return float(weight_C @ losses_C)
 
     found = minimize_scalar(loss, bounds=LOG_RANGE, method="bounded", options={"xatol": 1e-6})

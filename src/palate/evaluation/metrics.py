@@ -7,7 +7,7 @@ Legend: G prompts, N answers of one prompt, C comparisons of one prompt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def quick_metrics(
         if compared
         else float("nan"),
         "margin": float(np.mean([prompt_margin(o) for o in outcomes])),
-        "spread": float(np.mean([np.std(o.reward_N) for o in outcomes])),
+        "spread": float(np.mean([prompt_spread(o) for o in outcomes])),
     }
 
 
@@ -55,15 +55,23 @@ def decided(group: RenderedGroup) -> list[Comparison]:
 
 
 def prompt_accuracy(group: RenderedGroup, value_N: np.ndarray) -> float:
-    """Share of decided comparisons in which the better answer's value is higher; equal counts half."""
-    difference_C = np.array([value_N[c.better] - value_N[c.worse] for c in decided(group)])
-    return float(np.mean((np.sign(difference_C) + 1) / 2))
+    """Share of decided comparisons in which the better answer's value is higher; equal is half."""
+    return float(np.mean([_won(value_N, c) for c in decided(group)]))
+
+
+def _won(value_N: np.ndarray, c: Comparison) -> float:
+    return float(np.sign(value_N[c.better] - value_N[c.worse]) + 1) / 2
 
 
 def prompt_margin(outcome: Outcome) -> float:
     """Mean of reward(better) - reward(worse) over the comparisons."""
-    r = outcome.reward_N
+    r = outcome.reward_N.astype(float)
     return float(np.mean([r[c.better] - r[c.worse] for c in outcome.group.comparisons]))
+
+
+def prompt_spread(outcome: Outcome) -> float:
+    """Standard deviation of the rewards."""
+    return float(np.std(outcome.reward_N.astype(float)))
 
 
 def prompt_loss(outcome: Outcome, ties: Ties) -> float:
@@ -96,18 +104,21 @@ def evaluate_outcomes(
 
     loss, accuracy, margin, spread; the accuracy of each baseline and the paired difference of the
     model's accuracy to it; accuracy where the better answer is longer, where it is shorter, and
-    the mean of the two. Raises ValueError without outcomes.
+    the mean of the two. Without a decided comparison there is no accuracy. Raises ValueError
+    without outcomes.
     """
     compared = [o for o in outcomes if decided(o.group)]
     clusters_all = [o.cluster for o in outcomes]
     clusters = [o.cluster for o in compared]
-    accuracy_G = [prompt_accuracy(o.group, o.reward_N) for o in compared]
     found = {
         "loss": cluster_mean([prompt_loss(o, ties) for o in outcomes], clusters_all),
-        "accuracy": cluster_mean(accuracy_G, clusters),
         "margin": cluster_mean([prompt_margin(o) for o in outcomes], clusters_all),
-        "spread": cluster_mean([float(np.std(o.reward_N)) for o in outcomes], clusters_all),
+        "spread": cluster_mean([prompt_spread(o) for o in outcomes], clusters_all),
     }
+    if not compared:
+        return found
+    accuracy_G = [prompt_accuracy(o.group, o.reward_N) for o in compared]
+    found["accuracy"] = cluster_mean(accuracy_G, clusters)
     for name, predict in baselines.items():
         baseline_G = [prompt_accuracy(o.group, predict(o.group)) for o in compared]
         found[name] = cluster_mean(baseline_G, clusters)
@@ -119,34 +130,48 @@ def accuracy_by_length(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
     """Accuracy where the better answer is longer, where it is shorter, and their mean.
 
     The mean is 0.5 for any rule that reads lengths alone. Its interval comes from resampling
-    clusters of both strata together: each prompt enters with its share of either stratum.
+    clusters of both strata together.
     """
-    rows: list[tuple[float, float, str]] = []
     strata: dict[str, list[tuple[float, str]]] = {"better is longer": [], "better is shorter": []}
+    num_prompts = 0
     for outcome in outcomes:
         length_N = answer_lengths(outcome.group)
         correct: dict[str, list[float]] = {name: [] for name in strata}
         for c in decided(outcome.group):
             gap = length_N[c.better] - length_N[c.worse]
-            if gap == 0:
-                continue
-            margin = outcome.reward_N[c.better] - outcome.reward_N[c.worse]
-            name = "better is longer" if gap > 0 else "better is shorter"
-            correct[name].append((np.sign(margin) + 1) / 2)
-        for name, values in correct.items():
-            if values:
-                strata[name].append((float(np.mean(values)), outcome.cluster))
+            if gap != 0:
+                name = "better is longer" if gap > 0 else "better is shorter"
+                correct[name].append(_won(outcome.reward_N, c))
+        for name, correct_C in correct.items():
+            if correct_C:
+                strata[name].append((float(np.mean(correct_C)), outcome.cluster))
+        num_prompts += any(correct.values())
     if not all(strata.values()):
         return {}
     found = {
         f"accuracy, {name}": cluster_mean([v for v, _ in values], [c for _, c in values])
         for name, values in strata.items()
     }
-    total = sum(map(len, strata.values()))
-    for values in strata.values():
-        # Each stratum weighs one half in the mean, whatever its number of prompts.
-        rows += [(value, total / (2 * len(values)), cluster) for value, cluster in values]
-    found["accuracy, mean of longer and shorter"] = cluster_mean(
+    both = sum(estimate.value for estimate in found.values()) / 2
+    rows: list[tuple[float, float, str]] = []
+    for values, stratum in zip(strata.values(), found.values(), strict=True):
+        # Each stratum weighs one half, whatever its number of prompts. Its distance from the mean
+        # of both is taken out: a resample with other numbers of prompts would change its weight.
+        shift = both - stratum.value
+        rows += [(value + shift, 1 / len(values), cluster) for value, cluster in values]
+    mean = cluster_mean(
         [row[0] for row in rows], [row[2] for row in rows], [row[1] for row in rows]
     )
+    if np.isfinite(mean.low):
+        mean = replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high))
+    found["accuracy, mean of longer and shorter"] = replace(mean, n=num_prompts)
     return found
+
+
+def as_json(metrics: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
+    """value, low, high and n of each metric; where there is no interval its ends are null, since
+    JSON has no infinity."""
+    return {
+        name: {key: v if np.isfinite(v) else None for key, v in asdict(estimate).items()}
+        for name, estimate in metrics.items()
+    }

@@ -71,33 +71,34 @@ def plan_rows(
 def plan_trees(
     groups: Sequence[Sequence[Ids]], tokens_per_microbatch: int, pad_id: int
 ) -> list[Plan]:
-    """Layout `tree`: each group a tree, trees packed into rows of the largest tree's width.
+    """Layout `tree`: each group a tree, trees packed into rows no longer than the largest.
 
     First-fit decreasing. R*T stays within `tokens_per_microbatch`, except that a tree is never
     divided: a larger one stands alone.
     """
     trees = [grow_tree(group) for group in groups]
     rows: list[list[int]] = []
-    room: list[int] = []
-    widths: list[int] = []
+    used: list[int] = []
+    capacity = max((tree.num_tokens for tree in trees), default=0)
     for index in _longest_first([tree.num_tokens for tree in trees]):
         size = trees[index].num_tokens
-        fitting = next((row for row, free in enumerate(room) if free >= size), None)
-        if fitting is None:
-            # Rows are opened in falling order of size, so a row's first tree sets its width.
+        row = next((r for r, taken in enumerate(used) if taken + size <= capacity), len(rows))
+        if row == len(rows):
             rows.append([])
-            room.append(size)
-            widths.append(size)
-            fitting = len(rows) - 1
-        rows[fitting].append(index)
-        room[fitting] -= size
+            used.append(0)
+        rows[row].append(index)
+        used[row] += size
     plans: list[Plan] = []
-    start = 0
-    while start < len(rows):
-        count = max(1, tokens_per_microbatch // widths[start])
-        plans.append(_tree_plan(trees, rows[start : start + count], widths[start], pad_id))
-        start += count
-    return plans
+    batch: list[list[int]] = []
+    width = 0
+    for index in _longest_first(used):
+        # Rows come by falling width, so a batch is as wide as its first row.
+        if batch and (len(batch) + 1) * width > tokens_per_microbatch:
+            plans.append(_tree_plan(trees, batch, width, pad_id))
+            batch = []
+        width = width if batch else used[index]
+        batch.append(rows[index])
+    return [*plans, _tree_plan(trees, batch, width, pad_id)] if batch else plans
 
 
 def _longest_first(sizes: Sequence[int]) -> list[int]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
+OWN_WINDOWS = ("window_size", "keep_window_size", "attention_chunk_size")
+"""Configuration fields of windows that layers apply themselves, whatever mask they are given."""
 
 
 def visible(tree_RT: Tensor, branch_RT: Tensor) -> Tensor:
@@ -30,8 +32,12 @@ def visible(tree_RT: Tensor, branch_RT: Tensor) -> Tensor:
 def layer_windows(config: Any) -> dict[str, int | None]:
     """Layer type -> sliding window in tokens (None: unlimited), as the configuration says.
 
-    Raises LookupError, naming the type, for layers whose attention a tree can't express.
+    Raises LookupError, naming type or field, for layers whose attention a tree can't express.
     """
+    config = config.get_text_config()
+    for name in OWN_WINDOWS:
+        if getattr(config, name, None):
+            raise LookupError(f"a window that its layers apply themselves ({name})")
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     if types is None:
@@ -53,7 +59,7 @@ def attention_masks(
     """
     seen_RQK = visible(tree_RT, branch_RT)
     distance_RQK = position_RT[:, :, None] - position_RT[:, None, :]
-    additive = config._attn_implementation == "eager"
+    additive = config.get_text_config()._attn_implementation == "eager"
     masks: dict[str, Tensor] = {}
     for kind, window in layer_windows(config).items():
         mask_RQK = seen_RQK if window is None else seen_RQK & (distance_RQK < window)

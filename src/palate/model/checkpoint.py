@@ -14,6 +14,7 @@ from typing import Any
 from palate.artifacts.files import describe_os_error, sha256_file, write_json
 from palate.errors import PalateError
 from palate.model.reward_model import RewardModel
+from palate.model.selfcheck import max_positions
 from palate.rendering import LengthSettings, Renderer
 
 SIDECAR = "reward_model.json"
@@ -71,7 +72,9 @@ def save_checkpoint(directory: Path, model: RewardModel, renderer: Renderer) -> 
         raise describe_os_error(error, directory, "write") from error
     except Exception as error:  # safetensors reports a full disk with a class of its own
         if "No space left" in str(error) or "I/O error" in str(error):
-            raise PalateError(f"{directory}: cannot write: {error}; free space and resume") from error
+            raise PalateError(
+                f"{directory}: cannot write: {error}; free space and resume"
+            ) from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -102,20 +105,29 @@ def read_sidecar(directory: Path) -> Sidecar | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values.get("format_version")
         if version != FORMAT_VERSION:
-            raise PalateError(f"{path}: format version {version}; this palate reads {FORMAT_VERSION}")
+            raise PalateError(
+                f"{path}: format version {version}; this palate reads {FORMAT_VERSION}"
+            )
         known = {item.name for item in fields(Sidecar)}
-        return Sidecar(**{name: value for name, value in values.items() if name in known})
+        sidecar = Sidecar(**{name: value for name, value in values.items() if name in known})
+        LengthSettings(**sidecar.lengths)
+        return sidecar
     except (ValueError, TypeError, AttributeError) as error:
         if isinstance(error, PalateError):
             raise
         raise PalateError(f"{path}: damaged: {error}; restore it or train again") from error
 
 
-def renderer_for(tokenizer: Any, sidecar: Sidecar | None, max_positions: int | None) -> Renderer:
-    """The renderer that a saved model was trained with; without a sidecar, the template as it is."""
+def renderer_for(tokenizer: Any, sidecar: Sidecar | None, model: RewardModel) -> Renderer:
+    """The renderer that a saved model was trained with; without a sidecar, the template as it is,
+    read as the plain class reads it."""
     if sidecar is None:
+        config = model.config.get_text_config()
         return Renderer(
-            tokenizer, LengthSettings(overlong="cut").resolved(max_positions), keep_template=True
+            tokenizer,
+            LengthSettings(overlong="cut").resolved(max_positions(config)),
+            keep_template=True,
+            unread_id=config.pad_token_id if model.pooling == "last" else None,
         )
     lengths = LengthSettings(**sidecar.lengths)
     return Renderer(tokenizer, lengths, dict(sidecar.template_arguments))

@@ -37,9 +37,7 @@ class Loaded:
     has_trained_head: bool
 
 
-def load_model(
-    name: str, settings: BodySettings = BodySettings(), *, for_training: bool
-) -> Loaded:
+def load_model(name: str, settings: BodySettings = BodySettings(), *, for_training: bool) -> Loaded:
     """Load a body with its head, or give a body a new head when training.
 
     Raises PalateError for: no such checkpoint, pickled weights, an encoder-decoder, two labels, a
@@ -60,16 +58,21 @@ def load_model(
     return Loaded(model, load_tokenizer(name, directory, settings), directory, has_head)
 
 
-def load_tokenizer(
-    name: str, directory: Path, settings: BodySettings
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, directory: Path, settings: BodySettings) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer; PalateError when it has none."""
     try:
         return AutoTokenizer.from_pretrained(
             directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError) as error:
-        raise PalateError(f"{name}: no usable tokenizer: {error}") from error
+        raise PalateError(
+            f"{name}: no usable tokenizer: {_brief(error)} Put tokenizer.json beside the weights"
+        ) from error
+
+
+def _brief(error: Exception) -> str:
+    """The start of a message: the libraries list all that would have been possible."""
+    return f"{str(error).splitlines()[0]:.300}"
 
 
 def _load_config(name: str, directory: Path, settings: BodySettings) -> Any:
@@ -78,26 +81,44 @@ def _load_config(name: str, directory: Path, settings: BodySettings) -> Any:
             directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError) as error:
-        raise PalateError(f"{name}: no usable config.json: {error}") from error
+        if (directory / "adapter_config.json").exists():
+            raise PalateError(
+                f"{name}: an adapter without its model; merge it (peft: merge_and_unload) and name"
+                " the merged checkpoint"
+            ) from error
+        if "trust_remote_code" in str(error):
+            raise PalateError(
+                f"{name}: brings code of its own, which would run on this machine; read it, then"
+                " set trust_remote_code"
+            ) from error
+        raise PalateError(
+            f"{name}: no usable config.json: {_brief(error)} Name the directory that holds the"
+            " checkpoint, or get its files again"
+        ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise PalateError(
             f"{name}: {config.model_type} is an encoder-decoder; palate trains decoder-only"
             " bodies and bidirectional encoders"
         )
     if not settings.dropout:
-        for key, value in list(vars(config).items()):
-            if key.endswith(("dropout", "_pdrop", "dropout_prob")) and isinstance(value, float):
-                # Attention dropout is no module: it is read from here when the layers are built.
-                setattr(config, key, 0.0)
+        for part in (config, config.get_text_config()):
+            for key, value in list(vars(part).items()):
+                if key.endswith(("dropout", "_pdrop", "dropout_prob")) and isinstance(value, float):
+                    # Attention dropout is no module: it is read here when the layers are built.
+                    setattr(part, key, 0.0)
     return config
 
 
 def _weight_names(directory: Path, name: str) -> set[str]:
     """Names of all tensors in the checkpoint, read from the safetensors headers."""
     index = directory / "model.safetensors.index.json"
-    if index.exists():
-        return set(json.loads(index.read_text())["weight_map"])
     files = sorted(directory.glob("*.safetensors"))
+    if index.exists():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise PalateError(f"{index}: damaged: {error}; get the file again") from error
+        files = [directory / shard for shard in sorted(shards)]
     if not files:
         pickled = sorted(path.name for path in directory.glob("*.bin"))
         if pickled:
@@ -108,6 +129,8 @@ def _weight_names(directory: Path, name: str) -> set[str]:
         raise PalateError(f"{name}: no model.safetensors in {directory}")
     found: set[str] = set()
     for path in files:
+        if not path.exists():
+            raise PalateError(f"{path}: missing, but {index.name} lists it; get the file again")
         try:
             with safe_open(path, framework="pt") as tensors:
                 found.update(tensors.keys())
@@ -121,8 +144,8 @@ def _check_head(name: str, config: Any, names: set[str], for_training: bool) -> 
     value_head = next((w for w in sorted(names) if w.startswith(VALUE_HEADS)), None)
     if value_head:
         raise PalateError(
-            f"{name}: has a value head ({value_head}), which predicts a return for each token; palate"
-            " needs a sequence-classification head with one label"
+            f"{name}: has a value head ({value_head}), which predicts a return for each token;"
+            " palate needs a sequence-classification head with one label"
         )
     has_head = any(f"{head}.weight" in names for head in HEAD_NAMES)
     if has_head and config.num_labels != 1:
@@ -131,8 +154,8 @@ def _check_head(name: str, config: Any, names: set[str], for_training: bool) -> 
         )
     if not has_head and not for_training:
         raise PalateError(
-            f"{name}: a language model without a reward head; train one with `palate train`, or name"
-            " a checkpoint that has score.weight"
+            f"{name}: a language model without a reward head; train one with `palate train`, or"
+            " name a checkpoint that has score.weight"
         )
     return has_head
 
@@ -148,6 +171,7 @@ def _load_transformer(
         "local_files_only": True,
         "use_safetensors": True,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are judged below as well
     }
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # its table of missing weights is judged below
@@ -163,7 +187,12 @@ def _load_transformer(
                 directory, attn_implementation="eager", **arguments
             )
     except (OSError, ValueError, KeyError) as error:
-        raise PalateError(f"{name}: cannot be loaded: {error}") from error
+        if "Unrecognized configuration class" in str(error):
+            raise PalateError(
+                f"{name}: transformers has no sequence-classification class for"
+                f" {config.model_type}; choose another body"
+            ) from error
+        raise PalateError(f"{name}: cannot be loaded: {_brief(error)}") from error
     finally:
         hf_logging.set_verbosity(verbosity)
     _check_missing(name, transformer, report, has_head)
@@ -182,15 +211,20 @@ def _check_missing(name: str, transformer: Any, report: Any, has_head: bool) -> 
         for weight in report["missing_keys"]
         if weight.startswith(body) and ".pooler." not in weight
     ]
-    mismatched = [str(key) for key in report.get("mismatched_keys", ())]
+    mismatched = [
+        f"{weight} {[*stored]} for {[*expected]}"
+        for weight, stored, expected in report["mismatched_keys"]
+    ]
     if missing or mismatched:
         listed = ", ".join((missing + mismatched)[:3])
         raise PalateError(
-            f"{name}: {len(missing) + len(mismatched)} weights of the body are missing or misshapen"
-            f" ({listed}); config.json and the weights don't belong together"
+            f"{name}: {len(missing) + len(mismatched)} weights are missing or misshapen ({listed});"
+            " config.json and the weights don't belong together"
         )
     if has_head:
-        new_head = [w for w in report["missing_keys"] if w.endswith("weight") and not w.startswith(body)]
+        new_head = [
+            w for w in report["missing_keys"] if w.endswith("weight") and not w.startswith(body)
+        ]
         if new_head:
             raise PalateError(f"{name}: the head is incomplete: {', '.join(new_head)} is missing")
 
@@ -198,6 +232,8 @@ def _check_missing(name: str, transformer: Any, report: Any, has_head: bool) -> 
 def _init_head(transformer: Any, head_init: str) -> None:
     _, head = find_head(transformer)
     with torch.no_grad():
+        if head.bias is not None:
+            head.bias.zero_()
         if head_init == "zero":
             head.weight.zero_()
         else:

@@ -36,8 +36,8 @@ class RewardModel(nn.Module):
     """Wraps a `...ForSequenceClassification` model with one label, and carries out plans on it.
 
     Causal bodies pool the `last` token of each sequence by its index (never by token id);
-    bidirectional encoders go through their own class (`cls`), whose bias is held at zero. The head
-    runs in float32 outside autocast.
+    bidirectional encoders go through their own class (`cls`), whose bias is zero in a new head and
+    never trained. The head runs in float32 outside autocast.
     """
 
     def __init__(self, transformer: nn.Module, layout: Layout) -> None:
@@ -50,7 +50,6 @@ class RewardModel(nn.Module):
         self._no_split_modules = getattr(transformer, "_no_split_modules", None)
         if head.bias is not None:
             # A reward's offset has no gradient under Bradley-Terry; a learned one would be noise.
-            nn.init.zeros_(head.bias)
             head.bias.requires_grad_(False)
 
     @property
@@ -86,22 +85,22 @@ class RewardModel(nn.Module):
         else:
             arguments["attention_mask"] = (tree_RT >= 0).long()
         if self.pooling == "last":
-            hidden_RTD = self.transformer.base_model(
-                **arguments, use_cache=False
-            ).last_hidden_state
+            hidden_RTD = self.transformer.base_model(**arguments, use_cache=False).last_hidden_state
             hidden_ND = hidden_RTD[end_row_N, end_column_N]
         else:
             hidden_ND = self._encode(arguments)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             hidden_ND = hidden_ND.float()
-            reward_N = linear(hidden_ND, self.head.weight.float())[:, 0]
+            bias = None if self.head.bias is None else self.head.bias.float()
+            reward_N = linear(hidden_ND, self.head.weight.float(), bias)[:, 0]
         return reward_N, hidden_ND
 
     def _mask_dtype(self) -> torch.dtype:
         device = self.device.type
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
-        return next(self.transformer.base_model.parameters()).dtype
+        dtype: torch.dtype = next(self.transformer.base_model.parameters()).dtype
+        return dtype
 
     def _encode(self, arguments: dict[str, Any]) -> Tensor:
         """Input of the class's own last layer, so that its product runs in float32 here."""

@@ -24,6 +24,7 @@ def check_positions(config: Any, max_tokens: int) -> None:
     `dynamic` and `longrope` change every row's angles when one text passes a limit; below it they
     are constant, so lengths under the limit are safe. Raises PalateError above it.
     """
+    config = config.get_text_config()
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     for rope in nested or [parameters]:
@@ -36,13 +37,15 @@ def check_positions(config: Any, max_tokens: int) -> None:
         if max_tokens > limit:
             raise PalateError(
                 f"rotary scaling {kind!r} depends on the longest text of a batch beyond {limit}"
-                f" tokens, so a reward would depend on its neighbours; set lengths.max_prompt_tokens"
-                f" + max_response_tokens (now {max_tokens}) to {limit} or less"
+                f" tokens, so a reward would depend on its neighbours; set"
+                f" lengths.max_prompt_tokens + max_response_tokens (now {max_tokens}) to {limit} or"
+                " less"
             )
 
 
 def max_positions(config: Any) -> int | None:
     """Most tokens that the body has positions for, where it has a limit at all."""
+    config = config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     # RoBERTa and its kin number positions from pad_token_id + 1.
     offset = 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
@@ -73,7 +76,7 @@ def tree_difference(model: RewardModel) -> float:
     Windows of sliding layers are longer than these texts, so they aren't tested here: the
     configuration decides about them (`layer_windows`).
     """
-    groups = _random_groups(model.config)
+    groups = _random_groups(model.config.get_text_config())
     tree = _pooled(model, plan_trees(groups, 10**9, pad_id=0))
     rows = _pooled(model, plan_rows(groups, 10**9, pad_id=0))
     return float((tree - rows).abs().max() / rows.abs().max())
@@ -100,5 +103,5 @@ def _pooled(model: RewardModel, plans: list[Plan]) -> torch.Tensor:
         for plan in plans:
             _, hidden_ND = model.run(plan)
             sizes = [len(LENGTHS[group][1]) for group in plan.groups]
-            by_group.update(zip(plan.groups, hidden_ND.split(sizes), strict=True))
+            by_group.update(zip(plan.groups, torch.split(hidden_ND, sizes), strict=True))
     return torch.cat([by_group[group] for group in sorted(by_group)])

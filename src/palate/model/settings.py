@@ -14,7 +14,8 @@ class BodySettings:
     """auto: tree where the load-time self-check finds it exact, otherwise rows. tree: refuse
     otherwise."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the weights in memory; auto is the checkpoint's own. Head, pooling and loss stay float32."""
+    """Of the weights in memory; auto is the checkpoint's own. Head, pooling and loss run in
+    float32."""
     dropout: bool = False
     """Keep the body's dropout in training. Off by default: it adds noise to margins."""
     trust_remote_code: bool = False

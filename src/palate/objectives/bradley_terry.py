@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from palate.preferences.types import Comparison
 
 Ties = Literal["half", "drop"]
-"""What Bradley-Terry, which knows no ties, makes of tie votes: half a win for each side, or nothing."""
+"""What Bradley-Terry, which knows no ties, makes of tie votes: half a win each, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ComparisonBatch:
 
 
 def soft_target(probability: float, tie: float, ties: Ties) -> tuple[float, float]:
-    """(target probability, share of the weight): half: ((1 - tie) p + tie / 2, 1); drop: (p, 1 - tie)."""
+    """(target, share of the weight): half gives ((1 - tie) p + tie / 2, 1), drop (p, 1 - tie)."""
     if ties == "half":
         return (1 - tie) * probability + tie / 2, 1.0
     return probability, 1 - tie

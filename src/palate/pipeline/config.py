@@ -41,11 +41,19 @@ class SplitSettings:
         for name in ("validation_share", "test_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise PalateError(f"split.{name} is {getattr(self, name)}, must be in [0, 1)")
-        if self.validation_share + self.test_share >= 1:
-            raise PalateError("split.validation_share + test_share leave nothing to train on")
+        if self.num_folds == 0 and self.validation_share + self.test_share >= 1:
+            raise PalateError(
+                f"split.validation_share {self.validation_share} + test_share {self.test_share}"
+                " leave nothing to train on; together they must be below 1"
+            )
         if self.num_folds == 0 and self.fold != 0:
             raise PalateError(f"split.fold {self.fold} has no effect without split.num_folds")
-        if self.num_folds == 1 or not 0 <= self.fold < max(1, self.num_folds):
+        if self.num_folds and self.test_share not in (0.0, 0.1):
+            raise PalateError(
+                f"split.test_share {self.test_share} has no effect with split.num_folds"
+                f" {self.num_folds}: the fold is the test part"
+            )
+        if self.num_folds == 1 or self.num_folds < 0 or not 0 <= self.fold < max(1, self.num_folds):
             raise PalateError(
                 f"split.fold {self.fold} of {self.num_folds}: num_folds must be 2 or more and fold"
                 " from 0 to num_folds - 1"
@@ -63,7 +71,8 @@ class TrainConfig:
     validation: dict[str, str] = field(default_factory=dict)
     """Further validation sets, name to file, measured beside the validation part."""
     output: str = ""
-    """Run directory; empty = runs/NAME-OF-MODEL. An unfinished run there is resumed."""
+    """Run directory; an unfinished run there is resumed. Empty = runs/NAME-OF-MODEL, or the next
+    free name."""
     read: ReadSettings = field(default_factory=ReadSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
     lengths: LengthSettings = field(default_factory=LengthSettings)
@@ -75,6 +84,10 @@ class TrainConfig:
             raise PalateError("model is empty; name a directory or a hub id")
         if not self.data:
             raise PalateError("data is empty; name a preference file or a hub data set")
+        sources = [*self.sources, *self.validation.values()]
+        twice = sorted({source for source in sources if sources.count(source) > 1})
+        if twice:
+            raise PalateError(f"{twice[0]}: named twice among data and validation; name it once")
         if "validation" in self.validation or "test" in self.validation:
             raise PalateError("validation: the names validation and test are taken by the split")
         if self.training.early_stopping_patience and not (

@@ -1,4 +1,4 @@
-"""What a run would do, in words: rows, tokens, one rendered example, the pooled token, first loss."""
+"""What a run would do, in words: rows, tokens, a rendered example, the pooled token, first loss."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -42,7 +42,8 @@ def describe_dry_run(
         + "".join(f" {k} ({count}x)" for k, count in sorted(sizes.items())),
         f"tokens    {_token_line(prepared.train, model, renderer, settings.tokens_per_microbatch)}",
         f"limits    prompt {renderer.lengths.max_prompt_tokens}, response"
-        f" {renderer.lengths.max_response_tokens} tokens; longer answers: {renderer.lengths.overlong}",
+        f" {renderer.lengths.max_response_tokens} tokens; longer answers:"
+        f" {renderer.lengths.overlong}",
         f"steps     {num_steps} of {settings.prompts_per_step} prompts",
         f"example   {_example(prepared.train[0], renderer)}",
         f"first loss {_first_loss(prepared.train, model, renderer, config):.4f} on"
@@ -59,9 +60,10 @@ def _token_line(
     rows = sum(group.num_tokens for group in groups)
     real = sum(plan.num_tokens for plan in plans)
     slots = sum(plan.num_slots for plan in plans)
+    longest = max(len(sequence) for group in groups for sequence in group.sequences)
     return (
-        f"{rows:,} an epoch row by row; {real:,} in layout {model.layout}, {real / slots:.0%} of the"
-        f" slots processed; longest answer with prompt {max(len(s) for g in groups for s in g.sequences)}"
+        f"{rows:,} an epoch row by row; {real:,} in layout {model.layout}, {real / slots:.0%} of"
+        f" the slots processed; longest answer with prompt {longest}"
     )
 
 

@@ -3,14 +3,14 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from palate.artifacts.files import write_json
 from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
-from palate.evaluation.metrics import Outcome, evaluate_outcomes
+from palate.evaluation.metrics import Outcome, as_json, evaluate_outcomes
 from palate.pipeline.config import ReadSettings
 from palate.pipeline.prepare import data_hashes, read_sources
 from palate.preferences import PreferenceGroup, prompt_cluster
@@ -49,7 +49,7 @@ class EvaluateResult:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
-    """Metrics with intervals and baselines. Raises PalateError when no prompt is left to measure."""
+    """Metrics with intervals and baselines. Raises PalateError when no prompt can be measured."""
     scorer = load(
         config.model,
         device=config.device,
@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
                 "model": config.model,
                 "part": config.part,
                 "data_sha256": data_hashes(sources),
-                "metrics": {name: asdict(value) for name, value in metrics.items()},
+                "metrics": as_json(metrics),
             },
         )
     return EvaluateResult(metrics, ledger, len(rendered))
@@ -114,7 +114,8 @@ def _choose_part(
 
 
 def _split_clusters(model: str) -> Mapping[str, Any] | None:
-    path = Path(model) / "split.json"
+    directory = Path(model).expanduser()
+    path = (directory.parent if directory.name == "model" else directory) / "split.json"
     if not path.exists():
         return None
     clusters: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["clusters"]

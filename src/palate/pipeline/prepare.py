@@ -13,6 +13,7 @@ from palate.pipeline.config import ReadSettings, SplitSettings, TrainConfig
 from palate.preferences import (
     PreferenceGroup,
     Reading,
+    VoteSettings,
     fold_of,
     prompt_cluster,
     read,
@@ -44,6 +45,7 @@ class Prepared:
 def prepare(config: TrainConfig, renderer: Renderer) -> Prepared:
     """Read, divide by prompt cluster, render. Raises PalateError when no training group is left."""
     reading = read_sources(config.sources, config.read)
+    refuse_without_effect(reading, config.read)
     parts, manifest = divide(reading.groups, config.split)
     ledger = reading.ledger
     train = render_groups(parts["train"], renderer, ledger)
@@ -86,6 +88,27 @@ def read_sources(sources: Sequence[str], settings: ReadSettings) -> Reading:
         votes=settings.votes,
         hub_split=settings.hub_split,
     )
+
+
+def refuse_without_effect(reading: Reading, settings: ReadSettings) -> None:
+    """Raise PalateError for a setting that none of the data can heed."""
+    votes, default = settings.votes, VoteSettings()
+    have_votes = any(group.votes for group in reading.groups)
+    have_margins = any(c.margin > 0 for group in reading.groups for c in group.comparisons)
+    without_effect = {
+        "read.votes.min_gap": votes.min_gap > 0 and "ranked" not in reading.formats.values(),
+        "read.votes.target": votes.target != default.target and not have_votes,
+        "read.votes.prior": votes.prior != default.prior and not have_votes,
+        "read.votes.margin_per_strength": votes.margin_per_strength > 0 and not have_margins,
+        "read.hub_split": settings.hub_split != ReadSettings().hub_split
+        and all(Path(source).exists() for source in reading.formats),
+    }
+    for key, idle in without_effect.items():
+        if idle:
+            raise PalateError(
+                f"{key} has no effect: nothing in {', '.join(reading.formats)} heeds it; leave it"
+                " out, or name other data"
+            )
 
 
 def divide(

@@ -1,14 +1,15 @@
 """The main job on one page: train on the starter set, measure, score and rank a few answers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from palate.artifacts.files import sha256_file
 from palate.errors import PalateError
+from palate.model.settings import BodySettings
 from palate.pipeline.config import SplitSettings, TrainConfig
-from palate.pipeline.train import TrainResult, train
+from palate.pipeline.train import TrainResult, default_directory, train
 from palate.rendering.lengths import LengthSettings
 from palate.training.settings import TrainingSettings
 
@@ -39,12 +40,12 @@ ANSWERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "Explain to a six-year-old why the moon changes its shape.",
         (
-            "The moon is a ball and the sun shines on one side of it. As it goes around us we see more"
-            " or less of the bright side, so it looks like it grows and shrinks.",
+            "The moon is a ball and the sun shines on one side of it. As it goes around us we see"
+            " more or less of the bright side, so it looks like it grows and shrinks.",
             "Lunar phases result from the changing Sun-Moon-Earth angle over the synodic month of"
             " 29.53 days, which determines the illuminated fraction of the visible disc.",
-            "The moon pulls on the sea, and that is why the water climbs up the beach twice a day and"
-            " then goes back down again.",
+            "The moon pulls on the sea, and that is why the water climbs up the beach twice a day"
+            " and then goes back down again.",
         ),
     ),
 )
@@ -83,18 +84,19 @@ def minilm_directory() -> Path:
 
 def quickstart(config: QuickstartConfig, say: Callable[[str], None] = print) -> TrainResult:
     """Train on the starter set, print how good it is, and score answers with their texts."""
-    from palate.artifacts.rundir import next_run_directory
-
-    result = train(quickstart_run(config.output or str(next_run_directory("quickstart")), config.seed))
+    run = quickstart_run(config.output, config.seed)
+    result = train(replace(run, output=run.output or str(default_directory("quickstart", run))))
     metrics = result.metrics
     assert result.scorer is not None
     say("")
-    say(f"Held-out prompts ({result.measured_on} part), share of comparisons decided as people did:")
+    say(
+        f"Held-out prompts ({result.measured_on} part), share of comparisons decided as people did:"
+    )
     for name in ("accuracy", "prompt-blind", "longer wins", "shorter wins", "random"):
         label = "this model" if name == "accuracy" else name
         say(f"  {label:<13} {metrics[name]}")
     say(f"  model minus prompt-blind: {metrics['accuracy minus prompt-blind']}")
-    say("  (prompt-blind: a classifier of style and words of the answers that never sees the prompt)")
+    say("  (prompt-blind: a classifier of the answers' style and words; it never sees the prompt)")
     for prompt, answers in ANSWERS:
         say("")
         say(f"Prompt: {prompt}")
@@ -119,11 +121,14 @@ def quickstart_run(output: str, seed: int) -> TrainConfig:
         output=output,
         split=SplitSettings(validation_share=0.1, test_share=0.2),
         lengths=LengthSettings(max_prompt_tokens=256, max_response_tokens=256),
+        # Few steps: a head of its own scale moves the body from the first of them on.
+        body=BodySettings(head_init="normal"),
         training=TrainingSettings(
             epochs=2,
-            prompts_per_step=16,
+            prompts_per_step=8,
             learning_rate=1e-4,
-            tokens_per_microbatch=4096,
+            head_learning_rate_factor=3.0,
+            tokens_per_microbatch=1024,
             seed=seed,
         ),
     )

@@ -1,10 +1,12 @@
 """Score a file of any size: streamed, under a token budget, resumed after a kill."""
 
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -13,15 +15,18 @@ from tqdm import tqdm
 from palate.artifacts.files import atomic_path, describe_os_error, sha256_json, write_json
 from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
-from palate.preferences.formats import Row, common_fields, messages_of, require
+from palate.preferences.fields import Row, common_fields, messages_of, require, text_of
 from palate.preferences.rows import iter_rows
 from palate.preferences.types import Response, ScoringItem
 from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, Scorer, load
+from palate.text import first_surrogate
 
 MICROBATCHES_PER_CHUNK = 16
 """Rows are gathered until they fill so many microbatches: longer chunks pack better, and a kill
 loses at most one."""
 MAX_ROWS_PER_CHUNK = 4096
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +63,13 @@ class ScoreResult:
     """Counts of a finished file."""
 
     output: str
-    num_rows: int = 0
-    num_errors: int = 0
-    num_resumed: int = 0
+    num_rows: int
+    num_errors: int
+    """Rows with an error in them."""
+    num_cut: int
+    """Rows whose prompt or answer lost tokens to a limit."""
+    num_resumed: int
+    """Rows that an earlier, interrupted run had written."""
 
 
 @dataclass
@@ -71,6 +80,19 @@ class _Pending:
     ids: list[tuple[int, ...] | None]
     errors: list[str]
     is_list: bool
+    is_cut: bool = False
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """How far a partial file is whole: always to the end of a chunk, so that a resumed run cuts its
+    chunks, and with them its batches, where an uninterrupted one does."""
+
+    identity: str
+    num_rows: int = 0
+    num_errors: int = 0
+    num_cut: int = 0
+    num_bytes: int = 0
 
 
 def score_file(config: ScoreConfig, on_row: Callable[[int], None] = lambda _: None) -> ScoreResult:
@@ -89,23 +111,41 @@ def score_file(config: ScoreConfig, on_row: Callable[[int], None] = lambda _: No
     if config.overlong == "cut":
         scorer.renderer.lengths = replace(scorer.renderer.lengths, overlong="cut")
     partial = Path(config.output + ".partial")
-    num_done = _claim(partial, _identity(config, scorer))
-    result = ScoreResult(config.output, num_rows=num_done, num_resumed=num_done)
+    progress = _claim(partial, _identity(config, scorer))
+    num_resumed = progress.num_rows
     try:
         with open(partial, "r+b") as handle:
+            handle.truncate(progress.num_bytes)
             handle.seek(0, os.SEEK_END)
             with tqdm(
-                desc="score", unit=" rows", initial=num_done, file=sys.stderr, disable=None
+                desc="score", unit=" rows", initial=num_resumed, file=sys.stderr, disable=None
             ) as bar:
-                for chunk in _chunks(config, scorer, num_done):
-                    result.num_errors += _write_chunk(handle, scorer, chunk)
-                    result.num_rows += len(chunk)
+                for chunk in _chunks(config, scorer, num_resumed):
+                    written = _write_chunk(handle, scorer, chunk, progress)
+                    write_json(_owner(partial), asdict(written))
+                    progress = written
                     bar.update(len(chunk))
-                    on_row(result.num_rows)
+                    on_row(progress.num_rows)
         _publish(partial, config.output)
     except OSError as error:
-        raise describe_os_error(error, config.output, "write") from error
-    return result
+        described = describe_os_error(error, config.output, "write")
+        raise PalateError(f"{described}; {_kept(partial, progress)}") from error
+    except KeyboardInterrupt:
+        logger.warning("%s", _kept(partial, progress))
+        raise
+    finally:
+        if progress.num_rows == 0:
+            partial.unlink(missing_ok=True)
+            _owner(partial).unlink(missing_ok=True)
+    return ScoreResult(
+        config.output, progress.num_rows, progress.num_errors, progress.num_cut, num_resumed
+    )
+
+
+def _kept(partial: Path, progress: _Progress) -> str:
+    if progress.num_rows == 0:
+        return "no row was finished"
+    return f"{progress.num_rows} rows are kept in {partial}, the same command goes on from there"
 
 
 def _identity(config: ScoreConfig, scorer: Scorer) -> str:
@@ -123,25 +163,33 @@ def _identity(config: ScoreConfig, scorer: Scorer) -> str:
     )
 
 
-def _claim(partial: Path, identity: str) -> int:
-    """Number of whole lines already there; a line that a kill cut off is removed."""
-    owner = partial.with_name(partial.name + ".json")
+def _owner(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".json")
+
+
+def _claim(partial: Path, identity: str) -> _Progress:
+    """What a run with this identity has finished already; the file is made where there is none."""
+    owner = _owner(partial)
     try:
-        if not partial.exists():
-            write_json(owner, {"identity": identity})
-            partial.touch()
-            return 0
-        if not owner.exists() or json.loads(owner.read_text())["identity"] != identity:
-            raise PalateError(
-                f"{partial}: left by a run with another model or other data; remove it to start anew"
-            )
-        num_lines = end = 0
-        with open(partial, "r+b") as handle:
-            for line in handle:
-                if line.endswith(b"\n"):
-                    num_lines, end = num_lines + 1, end + len(line)
-            handle.truncate(end)
-        return num_lines
+        if partial.exists() and not owner.exists():
+            raise PalateError(f"{partial}: not written by palate score; remove it or rename it")
+        if partial.exists():
+            progress = _Progress(**json.loads(owner.read_text()))
+            if progress.num_rows:
+                if progress.identity != identity:
+                    raise PalateError(
+                        f"{partial}: left by a run with another model or other data; remove it to"
+                        " start anew"
+                    )
+                if partial.stat().st_size < progress.num_bytes:
+                    raise PalateError(
+                        f"{partial}: shorter than the {progress.num_bytes} bytes that were written;"
+                        " remove it to start anew"
+                    )
+                return progress
+        write_json(owner, asdict(_Progress(identity)))
+        partial.touch()
+        return _Progress(identity)
     except OSError as error:
         raise describe_os_error(error, partial, "write") from error
 
@@ -186,32 +234,40 @@ def _prepare(row: dict[str, Any], scorer: Scorer) -> _Pending:
     except PalateError as error:
         return _Pending(row, [None], [str(error)], is_list=False)
     pending = _Pending(row, [], [], is_list)
-    for answer in answers:
+    for index, answer in enumerate(answers):
         try:
-            response = answer if isinstance(answer, str) else answer["text"]
             item = ScoringItem(
                 messages_of(prompt, "prompt"),
-                Response(response),
+                _response(answer),
                 fields["tools"],
                 fields["template_arguments"],
             )
-            ids, _ = scorer.render(item)
-        except (PalateError, KeyError, TypeError) as error:
+            ids, num_cut = scorer.render(item)
+        except PalateError as error:
             pending.ids.append(None)
-            pending.errors.append(str(error))
+            pending.errors.append(f"response {index}: {error}" if is_list else str(error))
         else:
             pending.ids.append(ids)
+            pending.is_cut |= num_cut > 0
     return pending
 
 
+def _response(answer: Any) -> Response:
+    if not isinstance(answer, Mapping):
+        return Response(answer)
+    text = answer.get("text") if answer.get("text") is not None else answer.get("content")
+    return Response(text_of(text, "text"), finished=answer.get("finished") is not False)
+
+
 def _prompt_and_answers(row: Row) -> tuple[Any, list[Any], bool]:
-    if "messages" in row:
+    # Parquet has every column in every row, with null where there is nothing.
+    if row.get("messages") is not None:
         turns = messages_of(require(row, "messages"), "messages")
         if len(turns) < 2 or turns[-1].role != "assistant":
             raise PalateError("messages do not end with an assistant message")
         return [turn.as_dict() for turn in turns[:-1]], [turns[-1].content], False
     prompt = require(row, "prompt")
-    if "responses" in row:
+    if row.get("responses") is not None:
         answers = require(row, "responses")
         if not isinstance(answers, list):
             raise PalateError(f"responses is {type(answers).__name__}, not a list")
@@ -219,23 +275,29 @@ def _prompt_and_answers(row: Row) -> tuple[Any, list[Any], bool]:
     return prompt, [require(row, "response")], False
 
 
-def _write_chunk(handle: IO[bytes], scorer: Scorer, chunk: list[_Pending]) -> int:
-    """Score and append a chunk; return the number of rows with an error."""
+def _write_chunk(
+    handle: IO[bytes], scorer: Scorer, chunk: list[_Pending], progress: _Progress
+) -> _Progress:
+    """Score and append a chunk; return the progress with it, once it is on the disk."""
     known = [ids for pending in chunk for ids in pending.ids if ids is not None]
     rewards = iter(scorer.score_ids(known))
-    num_errors = 0
     lines = []
     for pending in chunk:
         values = [None if ids is None else next(rewards) for ids in pending.ids]
-        num_errors += bool(pending.errors)
         name, value = ("rewards", values) if pending.is_list else ("reward", values[0])
-        lines.append(
-            json.dumps({**pending.row, name: value, "error": "; ".join(pending.errors) or None}) + "\n"
-        )
+        scored = {**pending.row, name: value, "error": "; ".join(pending.errors) or None}
+        # Dates and decimals of a Parquet file are written as text.
+        lines.append(json.dumps(scored, default=str) + "\n")
     handle.write("".join(lines).encode())
     handle.flush()
     os.fsync(handle.fileno())
-    return num_errors
+    return _Progress(
+        progress.identity,
+        progress.num_rows + len(chunk),
+        progress.num_errors + sum(bool(pending.errors) for pending in chunk),
+        progress.num_cut + sum(pending.is_cut for pending in chunk),
+        handle.tell(),
+    )
 
 
 def _publish(partial: Path, output: str) -> None:
@@ -244,31 +306,42 @@ def _publish(partial: Path, output: str) -> None:
         partial.unlink()
     else:
         partial.replace(output)
-    partial.with_name(partial.name + ".json").unlink()
+    _owner(partial).unlink()
 
 
 def _to_parquet(partial: Path, output: str) -> None:
-    """Two passes over the lines: one for the schema that fits all of them, one to write."""
+    """Two passes over the lines: one for the schema that fits all of them, one to write.
+
+    Parquet holds valid Unicode only: a lone surrogate becomes a question mark.
+    """
     import pyarrow
     import pyarrow.parquet
 
     def tables() -> Iterator[Any]:
         with open(partial, encoding="utf-8") as lines:
-            while batch := [json.loads(line) for _, line in zip(range(4096), lines, strict=False)]:
+            while batch := [_valid(json.loads(line)) for line in islice(lines, 4096)]:
                 names = dict.fromkeys(key for row in batch for key in row)
                 yield pyarrow.table({name: [row.get(name) for row in batch] for name in names})
 
     try:
         schemas = [table.schema for table in tables()]
         schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
-        with atomic_path(output) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as w:
+        with (
+            atomic_path(output) as temporary,
+            pyarrow.parquet.ParquetWriter(temporary, schema) as w,
+        ):
             for table in tables():
                 missing = [name for name in schema.names if name not in table.column_names]
                 for name in missing:
                     table = table.append_column(name, pyarrow.nulls(len(table)))
                 w.write_table(table.select(schema.names).cast(schema))
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OverflowError) as error:
         raise PalateError(
-            f"{output}: the rows don't fit one table ({error}); all rewards are in {partial}, rename"
-            " it to .jsonl"
+            f"{output}: the rows don't fit one table ({error}); all rewards are in {partial},"
+            " rename it to .jsonl"
         ) from error
+
+
+def _valid(value: Any) -> Any:
+    text = json.dumps(value, ensure_ascii=False)
+    return value if first_surrogate(text) is None else json.loads(text.encode("utf-8", "replace"))

@@ -5,15 +5,17 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
+import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from palate.artifacts.files import write_json, write_text
@@ -21,7 +23,13 @@ from palate.artifacts.rundir import describe_run, next_run_directory, refuse_ove
 from palate.errors import PalateError
 from palate.evaluation.blind import fit_prompt_blind
 from palate.evaluation.calibration import fit_temperature
-from palate.evaluation.metrics import BASELINES, Outcome, evaluate_outcomes, quick_metrics
+from palate.evaluation.metrics import (
+    BASELINES,
+    Outcome,
+    as_json,
+    evaluate_outcomes,
+    quick_metrics,
+)
 from palate.model.checkpoint import Sidecar, save_checkpoint, write_sidecar
 from palate.model.loading import load_model
 from palate.model.reward_model import RewardModel
@@ -38,6 +46,7 @@ from palate.statistics import Estimate
 from palate.training.checkpoints import newest_complete
 from palate.training.trainer import RewardTrainer
 
+RUN = "run.json"
 METRICS = "metrics.json"
 MAX_BLIND_GROUPS = 20_000
 REFERENCE_TEXTS = (
@@ -48,6 +57,7 @@ REFERENCE_TEXTS = (
 """Texts of our own, so that no training data travels inside a published checkpoint."""
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Interrupted(Exception):
@@ -74,9 +84,14 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
 
     Raises PalateError on bad input and Interrupted after Ctrl-C, once a checkpoint is written.
     """
-    directory = _run_directory(config, dry_run)
+    directory = _decided_by_main(lambda: _run_directory(config, dry_run))
     set_seed(config.training.seed)
     loaded = load_model(config.model, config.body, for_training=True)
+    if loaded.has_trained_head and config.body.head_init != "zero":
+        raise PalateError(
+            f"body.head_init {config.body.head_init} has no effect: {config.model} has a head of"
+            " its own; leave it out"
+        )
     lengths = config.lengths.resolved(max_positions(loaded.model.config))
     check_positions(loaded.model.config, lengths.max_prompt_tokens + lengths.max_response_tokens)
     renderer = Renderer(loaded.tokenizer, lengths)
@@ -84,9 +99,9 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
     summary = describe_dry_run(config, loaded.model, renderer, prepared, loaded.has_trained_head)
     if dry_run:
         return TrainResult(directory, {}, "", None, summary)
-    logger.info("%s", summary)
-    state = PartialState()
+    state = _processes()
     if state.is_main_process:
+        logger.info("%s", summary)
         _write_inputs(directory, config, prepared)
     state.wait_for_everyone()
     trainer = _run_trainer(config, loaded.model, renderer, prepared, directory)
@@ -101,26 +116,88 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
 
 
 def _run_directory(config: TrainConfig, dry_run: bool) -> Path:
-    """The directory of this run. A started run with another configuration is refused."""
-    name = Path(config.model).name
-    directory = Path(config.output) if config.output else next_run_directory(name)
+    """The directory of this run. Foreign files and another configuration's run are refused."""
+    directory = (
+        Path(config.output) if config.output else default_directory(Path(config.model).name, config)
+    )
     if dry_run:
         return directory
     refuse_overwrite(directory, METRICS)
-    stored = directory / "run.json"
+    stored = directory / RUN
     if stored.exists():
-        before = json.loads(stored.read_text())["configuration"]
-        now = json.loads(json.dumps(asdict(config)))
-        differing = [key for key in now if before.get(key) != now[key]]
+        differing = _differences(stored, config)
         if differing:
             raise PalateError(
-                f"{directory}: holds an unfinished run with another {', '.join(differing)}; resume it"
-                " with its own configuration (run.json), or choose another --output"
+                f"{directory}: holds an unfinished run with another {', '.join(differing)}; resume"
+                f" it with its own configuration ({RUN}), or choose another --output"
+            )
+    elif directory.exists():
+        if not directory.is_dir():
+            raise PalateError(f"{directory}: is a file; choose another --output")
+        # Directories that look like checkpoints would be resumed from or deleted.
+        foreign = sorted(p.name for p in directory.iterdir() if not p.name.startswith("."))
+        if foreign:
+            raise PalateError(
+                f"{directory}: holds {foreign[0]!r} and no {RUN}, so it is no run of palate; choose"
+                " another --output"
             )
     return directory
 
 
+def default_directory(name: str, config: TrainConfig) -> Path:
+    """`runs/NAME` or the next free name; an unfinished run with this configuration goes on."""
+
+    def goes_on(directory: Path) -> bool:
+        stored = directory / RUN
+        unfinished = stored.exists() and not (directory / METRICS).exists()
+        return unfinished and not _differences(stored, config)
+
+    return next_run_directory(name, goes_on=goes_on)
+
+
+def _differences(stored: Path, config: TrainConfig) -> list[str]:
+    """Settings in which a stored run differs from this one, in words."""
+    before = _flat(json.loads(stored.read_text())["configuration"])
+    now = _flat(json.loads(json.dumps(asdict(config))))
+    # The directory itself may be named in several ways, or not at all in the first command.
+    return [
+        f"{key} ({before.get(key, 'nothing')!r} there, {now.get(key, 'nothing')!r} now)"
+        for key in sorted({*before, *now} - {"output"})
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        found |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
+def _processes() -> PartialState:
+    # Without `cpu` and without a GPU each of several processes takes itself for the only one.
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def _decided_by_main(decide: Callable[[], T]) -> T:
+    """What the main process decides, known to all: files change while the others look at them."""
+    decided: list[Any] = [decide() if _processes().is_main_process else None]
+    broadcast_object_list(decided)
+    return cast(T, decided[0])
+
+
 def _write_inputs(directory: Path, config: TrainConfig, prepared: Prepared) -> None:
+    stored = directory / RUN
+    if stored.exists():
+        before = json.loads(stored.read_text())["data_sha256"]
+        changed = [name for name, now in prepared.data_sha256.items() if before.get(name) != now]
+        if changed:
+            raise PalateError(
+                f"{directory}: holds an unfinished run on other data: {', '.join(changed)} changed"
+                " since; restore the file, or choose another --output"
+            )
     configuration = asdict(config)
     describe_run(directory, configuration, prepared.data_sha256, config.training.seed)
     write_text(directory / "config.yaml", yaml.safe_dump(configuration, sort_keys=False))
@@ -145,17 +222,19 @@ def _run_trainer(
         renderer.pad_id,
         checkpoints,
     )
-    resume = newest_complete(checkpoints) if checkpoints.exists() else None
+    resume = _decided_by_main(lambda: newest_complete(checkpoints))
     if resume is not None:
         logger.info("resuming from %s", resume)
     with trainer.interrupt.installed():
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if trainer.interrupt.signal is not None:
         raise Interrupted(
-            f"stopped at step {trainer.state.global_step}; a checkpoint is in {checkpoints}. Run the"
-            f" same command with --output {directory} to go on",
+            f"stopped at step {trainer.state.global_step}; a checkpoint is in {checkpoints}. The"
+            " same command goes on from it",
             trainer.interrupt.signal,
         )
+    # Without the casts of mixed precision: measured and stored is what `load` will give.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return trainer
 
 
@@ -202,7 +281,8 @@ def _finish(
         "num_rows": prepared.ledger.num_rows_read,
         "left_out": prepared.left_out,
         "steps": trainer.state.global_step,
-        "best": trainer.state.best_model_checkpoint and Path(trainer.state.best_model_checkpoint).name,
+        "best": trainer.state.best_model_checkpoint
+        and Path(trainer.state.best_model_checkpoint).name,
     }
     write_text(model_directory / "README.md", model_card(sidecar, results, facts))
     history = trainer.state.log_history
@@ -211,12 +291,10 @@ def _finish(
         directory / METRICS,
         {
             "measured_on": measured_on,
-            "metrics": {
-                name: {key: asdict(value) for key, value in part.items()}
-                for name, part in results.items()
-            },
+            "metrics": {name: as_json(part) for name, part in results.items()},
             "temperature": sidecar.temperature,
-            "log": history,
+            # JSON has no NaN: an accuracy of undecided comparisons only is left out.
+            "log": [{k: v for k, v in entry.items() if v == v} for entry in history],
         },
     )
     shutil.rmtree(directory / "training", ignore_errors=True)
@@ -253,12 +331,13 @@ def _sidecar(
             "part": part_name,
             "num_answers": int(rewards.size),
         }
-        temperature = {
-            "value": fit_temperature(part, config.training.ties),
-            "part": part_name,
-            "num_prompts": len(part),
-            "num_clusters": len({prompt_cluster(o.group.group.prompt) for o in part}),
-        }
+        if part_name in prepared.validation:  # never on the test part, which is only measured
+            temperature = {
+                "value": fit_temperature(part, config.training.ties),
+                "part": part_name,
+                "num_prompts": len(part),
+                "num_clusters": len({prompt_cluster(o.group.group.prompt) for o in part}),
+            }
     return Sidecar(
         pooling=model.pooling,
         head_name=model.head_name,

@@ -1,12 +1,14 @@
 """Read preferences from files and hub data sets; every row ends as a group or in the ledger."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
+from palate.preferences.fields import field_names
 from palate.preferences.formats import FORMATS, detect_format
 from palate.preferences.rows import iter_rows
 from palate.preferences.types import PreferenceGroup
@@ -37,8 +39,8 @@ def read(
 ) -> Reading:
     """Read one or several sources (paths or hub ids) into groups and a ledger.
 
-    `format` is a name from `FORMATS`, or "auto": the fields of a source's first rows decide, and
-    a row without that format's fields goes to the ledger. Raises PalateError when a source is
+    `format` is a name from `FORMATS`, or "auto": most of a source's first 100 rows decide, and a
+    row without that format's fields goes to the ledger. Raises PalateError when a source is
     missing, unreadable, empty, in no known format, or leaves not a single group.
     """
     if format != "auto" and format not in FORMATS:
@@ -70,14 +72,15 @@ def _read_source(
     rows = iter_rows(source, ledger, hub_split)
     first: list[tuple[int, dict[str, Any]]] = []
     name = None if format == "auto" else format
-    while name is None and len(first) < NUM_ROWS_TO_DETECT:
-        entry = next(rows, None)
-        if entry is None:
-            break
-        first.append(entry)
-        name = detect_format(entry[1])
     if name is None:
-        found = ", ".join(map(str, first[0][1])) if first else "no readable row"
+        first = list(islice(rows, NUM_ROWS_TO_DETECT))
+        if not first:
+            raise PalateError(f"{source}: no readable row in it:\n" + ledger.summary(len(groups)))
+        # The most frequent one: a single damaged row at the top must not decide for all others.
+        known = Counter(found for _, row in first if (found := detect_format(row)) is not None)
+        name = known.most_common(1)[0][0] if known else None
+    if name is None:
+        found = field_names(first[0][1])
         raise PalateError(
             f"{source}: in no known format; its fields are: {found}. Known: canonical (prompt,"
             " responses, comparisons or votes), ranked (prompt, responses with ratings or a"

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -26,34 +27,44 @@ _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 def iter_rows(source: str, ledger: Ledger, hub_split: str = "train") -> Iterator[tuple[int, Row]]:
     """Yield (line, row) of a file or hub data set; unreadable rows go to the ledger.
 
-    Raises PalateError when there is no such file, no permission, an unknown suffix, or nothing in it.
+    Raises PalateError when there is no such file, no permission, an unknown suffix, or no row.
     """
     num_read = ledger.num_rows_read
     path = Path(source)
-    if not path.exists() and looks_like_hub_id(source) and _suffix(path) not in SUFFIXES:
+    # Path.exists raises where a directory on the way may not be searched; os.path.exists doesn't.
+    exists = os.path.exists(source)
+    if not exists and looks_like_hub_id(source, with_folder=True) and _suffix(path) not in SUFFIXES:
         yield from _hub_rows(source, ledger, hub_split)
     else:
         readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
         reader = readers.get(_suffix(path))
         if reader is None:
-            if not path.exists():
+            if not exists:
                 raise PalateError(f"{source}: no such file; check the path")
+            if os.path.isdir(source):
+                raise PalateError(f"{source}: it is a directory; name a file")
             raise PalateError(
                 f"{source}: unknown kind of file; expected {', '.join(SUFFIXES)}, plain or .gz"
             )
         with open_binary(path) as handle:
+            line = 0
             try:
-                yield from reader(handle, source, ledger)
+                for line, row in reader(handle, source, ledger):
+                    yield line, row
             except OSError as error:
                 if not isinstance(error, gzip.BadGzipFile):
                     raise describe_os_error(error, source, "read") from error
                 ledger.add(source, 0, "file", "damaged gzip", str(error))
             except _DAMAGED as error:
-                line = ledger.num_rows_read - num_read
-                ledger.add(source, line, "file", "cut or damaged after this line", str(error))
+                last = max([line, *(e.line for e in ledger.entries if e.file == source)])
+                ledger.add(source, last, "file", "cut or damaged after this line", str(error))
     if ledger.num_rows_read == num_read:
         damage = [e.detail for e in ledger.entries if e.file == source and e.kind == "file"]
-        why = f" ({damage[0]}); get the file again" if damage else "; it is empty"
+        why = (
+            f" ({damage[0]}); get the file again"
+            if damage
+            else "; it is empty: look at what wrote it"
+        )
         raise PalateError(f"{source}: no rows in it{why}")
 
 
@@ -105,21 +116,32 @@ def _json(handle: IO[bytes], source: str, ledger: Ledger) -> Iterator[tuple[int,
 def _csv(handle: IO[bytes], source: str, ledger: Ledger) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(sys.maxsize)
     text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="", errors="surrogateescape")
-    reader = csv.DictReader(text, strict=True)
+    reader = csv.reader(text, strict=True)
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise PalateError(
+            f"{source}:1: malformed CSV header: {error}; mend its first line"
+        ) from error
+    if len(set(header)) < len(header):
+        raise PalateError(f"{source}:1: {header!r:.200} names a column twice; rename one")
     while True:
         try:
-            row = next(reader)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             ledger.num_rows_read += 1
             ledger.add(source, reader.line_num, "row", "malformed CSV", str(error))
             continue
-        if None in row or None in row.values():
+        if not cells:
+            continue
+        if len(cells) != len(header):
             ledger.num_rows_read += 1
-            detail = f"{len(reader.fieldnames or [])} columns in the header"
+            detail = f"{len(cells)}; the header has {len(header)}"
             ledger.add(source, reader.line_num, "row", "wrong number of cells", detail)
             continue
+        row = dict(zip(header, cells, strict=True))
         yield from _accept(row, source, reader.line_num, ledger)
 
 
@@ -134,13 +156,14 @@ def _parquet(handle: IO[bytes], source: str, ledger: Ledger) -> Iterator[tuple[i
             for row in batch.to_pylist():
                 number += 1
                 yield from _accept(row, source, number, ledger)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise PalateError(
             f"{source}: not readable as Parquet after row {number}: {error}; get the file again"
         ) from error
 
 
 def _hub_rows(source: str, ledger: Ledger, split: str) -> Iterator[tuple[int, Row]]:
+    """Rows of `owner/name`, or of one folder of it, `owner/name/folder`."""
     import datasets
 
     reachable = hub_is_reachable()
@@ -148,7 +171,10 @@ def _hub_rows(source: str, ledger: Ledger, split: str) -> Iterator[tuple[int, Ro
         # The library would retry for a minute; offline it looks into its cache and answers.
         datasets.config.HF_HUB_OFFLINE = True
     try:
-        rows = datasets.load_dataset(source, split=split)
+        owner, name, *folder = source.split("/")
+        rows = datasets.load_dataset(
+            f"{owner}/{name}", data_dir="/".join(folder) or None, split=split
+        )
     except Exception as error:  # the library raises a dozen unrelated classes here
         network = "" if reachable else ", and the hub cannot be reached from here"
         raise PalateError(

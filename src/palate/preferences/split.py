@@ -45,7 +45,7 @@ def split_groups(
 
     Raises PalateError when the shares are not a partition or a part with a share is left empty.
     """
-    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+    if not (all(share >= 0 for share in shares.values()) and abs(sum(shares.values()) - 1) < 1e-9):
         raise PalateError(f"shares {dict(shares)} must be 0 or more and sum to 1")
     parts: dict[str, list[PreferenceGroup]] = {name: [] for name in shares}
     cluster_part: dict[str, str] = {}

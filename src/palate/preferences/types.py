@@ -1,6 +1,8 @@
 """Preferences as typed values: one that cannot exist is refused where it is made."""
 
+import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +15,24 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 def _check_text(text: Any, what: str) -> None:
     if not isinstance(text, str):
-        raise PalateError(f"{what} is {type(text).__name__} {text!r:.60}, not a string", "wrong type")
+        raise PalateError(
+            f"{what} is {type(text).__name__} {text!r:.60}, not a string", "wrong type"
+        )
     position = first_surrogate(text)
     if position is not None:
-        raise PalateError(f"{what} holds a lone surrogate at character {position}", "invalid Unicode")
+        raise PalateError(
+            f"{what} holds a lone surrogate at character {position}", "invalid Unicode"
+        )
+
+
+def _check_values(values: Any, what: str) -> None:
+    """Tools, arguments and a message's further fields: plain JSON that a template can print."""
+    try:
+        text = json.dumps(values, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PalateError(f"{what}: not plain JSON: {error}", "wrong type") from error
+    if first_surrogate(text) is not None:
+        raise PalateError(f"{what}: a lone surrogate in {text!r:.60}", "invalid Unicode")
 
 
 @dataclass(frozen=True)
@@ -29,8 +45,12 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise PalateError(f"role {self.role!r:.60} is none of {', '.join(ROLES)}", "unknown role")
+            raise PalateError(
+                f"role {self.role!r:.60} is none of {', '.join(ROLES)}", "unknown role"
+            )
         _check_text(self.content, f"content of a {self.role} message")
+        if self.extra:
+            _check_values(dict(self.extra), f"fields of a {self.role} message")
 
     def as_dict(self) -> dict[str, Any]:
         """The message as chat templates take it."""
@@ -47,6 +67,15 @@ def _check_prompt(prompt: tuple[Message, ...]) -> None:
         )
     if not any(message.content.strip() for message in prompt if message.role != "system"):
         raise PalateError("empty prompt: no text in it", "empty prompt")
+
+
+def _check_template_values(
+    tools: tuple[Mapping[str, Any], ...], template_arguments: Mapping[str, Any]
+) -> None:
+    if tools:
+        _check_values([dict(tool) for tool in tools], "tools")
+    if template_arguments:
+        _check_values(dict(template_arguments), "template_arguments")
 
 
 @dataclass(frozen=True)
@@ -96,9 +125,11 @@ class Comparison:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise PalateError(f"comparison: {name} is {value!r}, not a number")
-            if not (low <= value <= high and math.isfinite(value)):
+            if not (low <= value <= high and value <= sys.float_info.max):
                 limit = f"[{low:g}, {high:g}]" if math.isfinite(high) else f"{low:g} or more"
-                raise PalateError(f"comparison: {name} is {value}, must be {limit}", f"invalid {name}")
+                raise PalateError(
+                    f"comparison: {name} is {value}, must be {limit}", f"invalid {name}"
+                )
         if self.margin > 0 and (self.probability < 1 or self.tie > 0):
             raise PalateError(
                 f"comparison: margin {self.margin} on a soft label (probability"
@@ -123,13 +154,19 @@ class Vote:
     def __post_init__(self) -> None:
         ranked = [index for tier in self.ranking for index in tier]
         if not ranked or len(ranked) != len(set(ranked)):
-            raise PalateError(f"vote of {self.annotator!r}: ranking {self.ranking} repeats or is empty")
+            raise PalateError(
+                f"vote of {self.annotator!r}: ranking {self.ranking} repeats or is empty"
+            )
         if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ranked):
-            raise PalateError(f"vote of {self.annotator!r}: ranking {self.ranking} is not of indices")
+            raise PalateError(
+                f"vote of {self.annotator!r}: ranking {self.ranking} is not of indices"
+            )
         if self.strength is not None and not (
-            isinstance(self.strength, (int, float)) and math.isfinite(self.strength)
+            isinstance(self.strength, (int, float)) and abs(self.strength) <= sys.float_info.max
         ):
             raise PalateError(f"vote of {self.annotator!r}: strength {self.strength!r}")
+        if self.shown is not None and len(self.shown) != len(set(self.shown)):
+            raise PalateError(f"vote of {self.annotator!r}: shown order {self.shown} repeats")
 
 
 @dataclass(frozen=True)
@@ -150,7 +187,10 @@ class PreferenceGroup:
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
         if len(self.responses) < 2:
-            raise PalateError(f"{len(self.responses)} response(s); a comparison needs two", "fewer than two responses")
+            raise PalateError(
+                f"{len(self.responses)} response(s); a comparison needs two",
+                "fewer than two responses",
+            )
         if not self.comparisons:
             raise PalateError("no comparison between its responses", "no comparison")
         num_responses = len(self.responses)
@@ -163,12 +203,13 @@ class PreferenceGroup:
                         "comparison outside the responses",
                     )
         for vote in self.votes:
-            ranked = [index for tier in vote.ranking for index in tier]
-            if max(ranked) >= num_responses:
+            named = [index for tier in vote.ranking for index in tier] + [*(vote.shown or ())]
+            if max(named) >= num_responses:
                 raise PalateError(
-                    f"vote of {vote.annotator!r} points to response {max(ranked)}; there are"
+                    f"vote of {vote.annotator!r} points to response {max(named)}; there are"
                     f" {num_responses}, counted from 0"
                 )
+        _check_template_values(self.tools, self.template_arguments)
 
 
 @dataclass(frozen=True)
@@ -182,3 +223,4 @@ class ScoringItem:
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
+        _check_template_values(self.tools, self.template_arguments)

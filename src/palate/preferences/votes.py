@@ -1,5 +1,6 @@
 """Votes and ratings to comparisons."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,19 +20,19 @@ class VoteSettings:
     prior: float = 0.5
     """Pseudo-votes added to each side (0.5 is Jeffreys' prior); no effect with majority."""
     margin_per_strength: float = 0.0
-    """Margin in logits for one unit of stated strength, as Llama 2 did; 0 = strength sets no margin.
+    """Margin in logits for one unit of stated strength, as Llama 2 did; 0 = no margin from it.
     Needs hard labels: rows without votes, or target majority."""
     min_gap: float = 0.0
     """Smallest difference of ratings, on their own scale, that makes a comparison; equal ratings
     never do."""
 
     def __post_init__(self) -> None:
-        if self.prior < 0:
-            raise PalateError(f"votes.prior is {self.prior}, must be 0 or more")
+        for name in ("prior", "margin_per_strength", "min_gap"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise PalateError(f"votes.{name} is {value}, must be a number of 0 or more")
         if self.target == "majority" and self.prior != 0.5:
             raise PalateError(f"votes.prior {self.prior} has no effect with votes.target majority")
-        if self.margin_per_strength < 0 or self.min_gap < 0:
-            raise PalateError("votes.margin_per_strength and votes.min_gap must be 0 or more")
 
 
 def vote_probability(num_for: float, num_against: float, prior: float = 0.5) -> float:
@@ -57,7 +58,8 @@ def _tally(first: int, second: int, votes: Sequence[Vote]) -> tuple[int, int, in
         sign = 1 if place[first] < place[second] else -1
         num_first += sign > 0
         num_second += sign < 0
-        if vote.strength is not None:
+        # Strength is about the first of a ranking; it says nothing on a pair further down.
+        if vote.strength is not None and 0 in (place[first], place[second]):
             strengths.append(sign * abs(vote.strength))
     return num_first, num_second, num_ties, strengths
 
@@ -78,10 +80,10 @@ def comparisons_from_votes(
         if settings.target == "majority":
             if num_first == num_second or num_ties > max(num_first, num_second):
                 continue
-            strength = abs(sum(strengths)) / len(strengths) if strengths else 0.0
-            made.append(
-                Comparison(better, worse, margin=settings.margin_per_strength * strength)
-            )
+            towards_first = sum(strengths) / len(strengths) if strengths else 0.0
+            # Few strong votes against many weak ones leave the majority without a margin.
+            strength = max(0.0, towards_first if better == first else -towards_first)
+            made.append(Comparison(better, worse, margin=settings.margin_per_strength * strength))
             continue
         made.append(
             Comparison(

@@ -13,8 +13,8 @@ class LengthSettings:
     """Limits in tokens."""
 
     max_prompt_tokens: int = 0
-    """A longer prompt loses its oldest turns, then the start of its last one. 0 = half of the body's
-    positions, at most 1024."""
+    """A longer prompt loses its oldest turns, then the start of its last one. 0 = half of the
+    body's positions, at most 1024."""
     max_response_tokens: int = 0
     """End-of-turn token included. 0 = half of the body's positions, at most 1024."""
     overlong: Literal["leave_out", "cut", "error"] = "leave_out"
@@ -27,7 +27,7 @@ class LengthSettings:
                 raise PalateError(f"lengths.{name} is {getattr(self, name)}, must be 0 or more")
 
     def resolved(self, max_positions: int | None) -> "LengthSettings":
-        """The same with the zeros filled in. Raises PalateError when both limits don't fit the body."""
+        """The same with the zeros filled in. Raises PalateError when they don't fit the body."""
         half = DEFAULT_MAX_TOKENS if max_positions is None else max_positions // 2
         chosen = replace(
             self,

@@ -4,7 +4,7 @@ Legend: K responses of a group, T tokens.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,10 +40,11 @@ class RenderedGroup:
 
 @dataclass
 class Renderer:
-    """One tokenizer, one template, one end of turn, one pad; `template_arguments` reach the template.
+    """One tokenizer, one template, one end of turn, one pad.
 
-    `lengths` must be resolved (`LengthSettings.resolved`). Raises PalateError when the template does
-    not print the answer or there is no token to end it with.
+    `template_arguments` reach the template. `lengths` must be resolved (`LengthSettings.resolved`).
+    Raises PalateError when the template does not print the answer or there is no token to end it
+    with.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -52,6 +53,9 @@ class Renderer:
     keep_template: bool = False
     """Render exactly as the tokenizer's own template does, wherever it ends: for reward models that
     others trained with it."""
+    unread_id: int | None = None
+    """Left away at the end of a sequence: plain classes pool the last token that isn't the pad, so
+    where others trained with pad equal to end-of-turn, the end was never read."""
 
     def __post_init__(self) -> None:
         source = self.tokenizer
@@ -66,7 +70,10 @@ class Renderer:
             end = source.eos_token or source.sep_token
             start = source.bos_token or source.cls_token or ""
             if end is None:
-                raise PalateError("the tokenizer has neither a template nor an end token to close turns")
+                raise PalateError(
+                    "the tokenizer has neither a chat template nor an end token to close turns;"
+                    " set its eos_token"
+                )
             template = plain_template("" if start == end else start, end)
         template = pin_clock(template)
         self.end_of_turn, after = self._find_end_of_turn(template)
@@ -75,11 +82,21 @@ class Renderer:
             closes_itself = self.end_of_turn in after
             self.tokenizer.chat_template = ending_at(template, self.end_of_turn, closes_itself)
             after = self.end_of_turn
-        self._end_ids = self._ordinary_ids(after)
-        self.tokenizer.pad_token = choose_pad(self.tokenizer, self.end_of_turn_id)
-        # Choosing an ordinary token as pad makes it special, so the set is read again.
+        self._ending = after
+        self._read_control_tokens()
+        turns = (Message("user", "u"), Message("assistant", "a"), Message("user", "u"))
+        written = {self.end_of_turn_id, *self.encode_prompt(turns)}
+        pad = choose_pad(self.tokenizer, self.end_of_turn_id, written)
+        # An ordinary token becomes special as pad, here as it will in the saved files.
+        self.tokenizer.add_special_tokens({"pad_token": pad})
+        self._read_control_tokens()
+
+    def _read_control_tokens(self) -> None:
         self._control = control_tokens(self.tokenizer)
-        self._control_pattern = re.compile("|".join(map(re.escape, self._control)) or r"(?!)")
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        # The unknown token stands for ordinary text.
+        self._control_ids = {*self._control.values()} - {self.tokenizer.unk_token_id}
 
     @property
     def pad_id(self) -> int:
@@ -131,7 +148,8 @@ class Renderer:
             if messages and (kept := length(messages)) <= limit:
                 return tuple(messages), num_tokens - kept
         shortest = candidates[-1] if candidates and candidates[-1] else tuple(prompt)
-        return self._cut_last_turn(shortest, length, limit), num_tokens - limit
+        cut = self._cut_last_turn(shortest, length, limit)
+        return cut, num_tokens - length(cut)
 
     def _cut_last_turn(
         self,
@@ -170,26 +188,26 @@ class Renderer:
         A finished response ends with the end-of-turn token; an unfinished one, or one that is cut,
         does not.
         """
-        answer = Message("assistant", response.text)
-        ids = self._encode((*prompt, answer), tools, arguments or {}, False)
-        num_end = len(self._end_ids)
-        if num_end and ids[-num_end:] != self._end_ids:
-            raise PalateError(
-                f"the template did not end the answer with {self.end_of_turn!r}", "template failed"
-            )
-        if not response.finished:
-            ids = ids[: len(ids) - num_end]
-        shared = common_prefix_length([ids, prompt_ids])
-        over = max(0, len(ids) - shared - self.lengths.max_response_tokens)
-        return tuple(ids[: len(ids) - over]), over
+        turns = (*prompt, Message("assistant", response.text))
+        ids = self._encode(turns, tools, arguments or {}, False, response.finished)
+        room = common_prefix_length([ids, prompt_ids]) + self.lengths.max_response_tokens
+        over = max(0, len(ids) - room)
+        if over and response.finished:
+            ids = self._encode(turns, tools, arguments or {}, False, False)
+        ids = ids[:room]
+        while ids and ids[-1] == self.unread_id:
+            ids.pop()
+        return tuple(ids), over
 
     def _find_end_of_turn(self, template: str) -> tuple[str, str]:
-        """The control token that closes an answer, and the text that the template prints after one."""
+        """The control token that closes an answer, and all that the template prints after one."""
         self.tokenizer.chat_template = template
         messages = (Message("user", "u"), Message("assistant", _PROBE))
-        text = self._render(messages, (), {}, False)
+        text = self._render([message.as_dict() for message in messages], (), {}, False)
         if _PROBE not in text:
-            raise PalateError("the chat template does not print the assistant's answer")
+            raise PalateError(
+                "the chat template does not print the assistant's answer; set one that does"
+            )
         after = text.rsplit(_PROBE, 1)[1]
         places = {token: after.find(token) for token in self._control if token in after}
         if places:
@@ -205,23 +223,27 @@ class Renderer:
 
     def _render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]],
         arguments: Mapping[str, Any],
         add_generation_prompt: bool,
     ) -> str:
         if tools and "tools" not in str(self.tokenizer.chat_template):
-            raise PalateError("the chat template ignores tools; use one that prints them", "tools ignored")
+            raise PalateError(
+                "the chat template ignores tools; use one that prints them", "tools ignored"
+            )
         try:
             text = self.tokenizer.apply_chat_template(
-                [message.as_dict() for message in messages],
-                tools=list(map(dict, tools)) or None,
+                list(messages),
+                tools=list(tools) or None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 **{**self.template_arguments, **arguments},
             )
         except (TemplateError, TypeError, KeyError) as error:
-            raise PalateError(f"the chat template refused it: {error}", "template refused") from error
+            raise PalateError(
+                f"the chat template refused it: {error}", "template refused"
+            ) from error
         return str(text)
 
     def _encode(
@@ -230,47 +252,99 @@ class Renderer:
         tools: Sequence[Mapping[str, Any]],
         arguments: Mapping[str, Any],
         add_generation_prompt: bool,
+        finished: bool = True,
     ) -> list[int]:
-        if not any(self._control_pattern.search(message.content) for message in messages):
-            text = self._render(messages, tools, arguments, add_generation_prompt)
-            return self._ordinary_ids(text)
-        # A control token's text inside content stands for itself: it travels through the template
-        # as a marker and is tokenised as plain text, so nobody can forge the end of a turn.
-        marker = "\ue000"
-        while any(marker in message.content for message in messages):
-            marker += "\ue001"
+        given: Any = ([message.as_dict() for message in messages], list(tools), dict(arguments))
+        hidden, found, marker = self._hide_control_tokens(given)
+        turns, tools, arguments = hidden
+        text = self._render(turns, tools, arguments, add_generation_prompt)
+        if not finished:
+            if not text.endswith(self._ending):
+                raise PalateError(
+                    f"the template did not end the answer with {self._ending!r}", "template failed"
+                )
+            text = text.removesuffix(self._ending)
+        ids: list[int] = []
+        pieces = re.split(f"{marker}(\\d+){marker}", text) if found else [text]
+        for number, piece in enumerate(pieces):
+            ids += self._plain_ids(found[int(piece)]) if number % 2 else self._ordinary_ids(piece)
+        return ids
+
+    def _hide_control_tokens(self, given: Any) -> tuple[Any, list[str], str]:
+        """The same with markers for control tokens, the tokens they stand for, and the marker.
+
+        A control token's text in what people wrote stands for itself: it travels through the
+        template as a marker and is tokenised as plain text, so nobody can forge the end of a turn.
+        """
+        strings = list(_strings(given))
         found: list[str] = []
+        if not any(self._control_pattern.search(string) for string in strings):
+            return given, found, ""
+        marker = "\ue000"
+        while any(marker in string for string in strings):
+            marker += "\ue001"
 
         def hide(match: re.Match[str]) -> str:
             found.append(match[0])
             return f"{marker}{len(found) - 1}{marker}"
 
-        hidden = [
-            replace(m, content=self._control_pattern.sub(hide, m.content)) for m in messages
-        ]
-        text = self._render(hidden, tools, arguments, add_generation_prompt)
-        ids: list[int] = []
-        for number, piece in enumerate(re.split(f"{marker}(\\d+){marker}", text)):
-            ids += self._plain_ids(found[int(piece)]) if number % 2 else self._ordinary_ids(piece)
-        return ids
+        hidden = _changed(given, lambda string: self._control_pattern.sub(hide, string))
+        return hidden, found, marker
 
     def _ordinary_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
+        if not text:
+            return []
+        ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        written = [match.start() for match in self._control_pattern.finditer(text)]
+        if sum(i in self._control_ids for i in ids) <= len(written):
+            return ids
+        # Normalising made a control token of other characters, such as full-width brackets.
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = []
+        for i, (start, stop) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+            forged = i in self._control_ids and not any(start <= at < stop for at in written)
+            ids += self._plain_ids(text[start:stop]) if forged else [i]
+        return ids
 
     def _plain_ids(self, text: str) -> list[int]:
         """Ids of a control token's text as if it were ordinary text."""
-        control_ids = set(self._control.values())
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        if control_ids.isdisjoint(ids):
-            return list(ids)
+
+        def plain(piece: str) -> list[int]:
+            encoded = self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)
+            return list(encoded.input_ids)
+
+        ids = plain(text)
+        if self._control_ids.isdisjoint(ids):
+            return ids
         # A unigram vocabulary may hold the string as a piece: no piece spans two calls.
-        pieces = [self._ordinary_ids(text[:1]), self._ordinary_ids(text[1:])]
-        return [i for piece in pieces for i in piece if i not in control_ids]
+        return [i for i in plain(text[:1]) + plain(text[1:]) if i not in self._control_ids]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings inside nested lists and mappings, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """The same nested value with `change` made to every string, keys included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_changed(key, change): _changed(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_changed(item, change) for item in value]
+    return value
 
 
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens that all sequences share."""
-    first, last = min(sequences), max(sequences)
+    first, last = min(map(tuple, sequences)), max(map(tuple, sequences))
     length = 0
     for a, b in zip(first, last, strict=False):
         if a != b:
@@ -297,7 +371,8 @@ def render_group(group: PreferenceGroup, renderer: Renderer, ledger: Ledger) -> 
             what = f"response {index} has {limit + num_over} tokens, limit {limit}"
             if renderer.lengths.overlong == "error":
                 raise PalateError(
-                    f"{group.file}:{group.line}: {what}; raise lengths.max_response_tokens", OVERLONG
+                    f"{group.file}:{group.line}: {what}; raise lengths.max_response_tokens",
+                    OVERLONG,
                 )
             if renderer.lengths.overlong == "leave_out":
                 ledger.add(*where, "response", OVERLONG, what, group.id)
@@ -309,7 +384,9 @@ def render_group(group: PreferenceGroup, renderer: Renderer, ledger: Ledger) -> 
         raise PalateError("an over-long response leaves nothing to compare", OVERLONG)
     distinct = [c for c in comparisons if sequences[c.better] != sequences[c.worse]]
     if not distinct:
-        raise PalateError("all compared responses have the same tokens", "identical after rendering")
+        raise PalateError(
+            "all compared responses have the same tokens", "identical after rendering"
+        )
     if len(distinct) < len(comparisons):
         detail = f"{len(comparisons) - len(distinct)} of {len(comparisons)} comparisons"
         ledger.add(*where, "comparison", "identical after rendering", detail, group.id)

@@ -40,7 +40,7 @@ def pin_clock(template: str) -> str:
 
 
 def ending_at(template: str, end_of_turn: str, closes_itself: bool) -> str:
-    """Wrap `template` so that a conversation that ends with an answer ends at its end-of-turn token.
+    """Wrap `template`: a conversation that ends with an answer then ends at its end-of-turn token.
 
     Many templates print a newline or a second token after it; a policy's own generation does not.
     `closes_itself` says whether the template prints `end_of_turn` after the answer at all; where it
@@ -48,10 +48,13 @@ def ending_at(template: str, end_of_turn: str, closes_itself: bool) -> str:
     """
     if template.startswith(MARK):
         return template
+    # Jinja drops one newline at a source's end and, as chat templates are compiled, one after a
+    # block and the space before a block on its line: so the template keeps its space as it was.
+    template = re.sub(r"(\r\n|\r|\n)\Z", "", template)
     end = repr(end_of_turn)
     finish = f"palate_text.rsplit({end}, 1)[0] + {end}" if closes_itself else f"palate_text + {end}"
     return (
-        f"{MARK}{{%- set palate_text -%}}{template}{{%- endset -%}}"
+        f"{MARK}{{%- set palate_text %}}\n{template}{{%+ endset -%}}"
         "{%- if not add_generation_prompt and messages[-1]['role'] == 'assistant' -%}"
         f"{{{{- {finish} -}}}}"
         "{%- else -%}{{- palate_text -}}{%- endif -%}"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -11,7 +12,7 @@ from palate.errors import PalateError
 
 PAD_NAMES = re.compile(r"pad|reserved|unused|extra", re.IGNORECASE)
 UNUSED_BYTES = ("<0xFF>", "<0xFE>", "ÿ", "þ")
-"""Vocabulary entries for bytes that valid UTF-8 never holds: SentencePiece's and GPT-2's spellings."""
+"""Entries for bytes that valid UTF-8 never holds, as SentencePiece and GPT-2 spell them."""
 
 
 def bare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
@@ -58,22 +59,23 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return found
 
 
-def choose_pad(tokenizer: PreTrainedTokenizerBase, end_of_turn_id: int) -> str:
+def choose_pad(
+    tokenizer: PreTrainedTokenizerBase, end_of_turn_id: int, written: Collection[int]
+) -> str:
     """An existing token other than end-of-turn for padding; embeddings are never resized for it.
 
     Plain sequence classification pools the last token that is not the pad id, so pad equal to
     end-of-turn would pool the token before the end. In order: the tokenizer's own pad; a special
-    token named for padding or held in reserve; the unknown token; any other special token that
-    starts or ends nothing; a byte that text never holds.
+    token named for padding or held in reserve; the unknown token; any other special token that the
+    template does not write (`written` holds those it does); a byte that text never holds.
     """
     if tokenizer.pad_token is not None and tokenizer.pad_token_id != end_of_turn_id:
         return str(tokenizer.pad_token)
     tokens = {text: i for text, i in control_tokens(tokenizer).items() if i != end_of_turn_id}
-    in_use = {tokenizer.bos_token, tokenizer.cls_token, tokenizer.sep_token, tokenizer.eos_token}
     candidates = [
         *(text for text in tokens if PAD_NAMES.search(text)),
         *([str(tokenizer.unk_token)] if tokenizer.unk_token in tokens else []),
-        *(text for text in tokens if text not in in_use),
+        *(text for text, i in tokens.items() if i not in written),
         *(text for text in UNUSED_BYTES if text in tokenizer.get_vocab()),
         *tokens,
     ]

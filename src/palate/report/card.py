@@ -1,6 +1,9 @@
 """The model card that travels with the weights."""
 
+import json
+import math
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from palate.model.checkpoint import Sidecar
@@ -21,10 +24,29 @@ SHOWN = (
 """Metrics in the order in which people read them; those not measured are passed over."""
 
 
+def interval(estimate: Estimate) -> str:
+    """The 95 % interval in words; a single cluster gives none."""
+    if not math.isfinite(estimate.low):
+        return "none"
+    return f"{estimate.low:.3f} to {estimate.high:.3f}"
+
+
+def about_part(name: str, temperature: Mapping[str, Any] | None) -> tuple[str, str]:
+    """What a part is called, and what a reader must know of it before its numbers."""
+    is_split = name in ("validation", "test")
+    title = f"the {name} part" if is_split else f"the further set {name}"
+    notes = ["Its prompts are in no training cluster."] if is_split else []
+    if temperature and temperature["part"] == name:
+        notes.append(
+            "It chose the checkpoint and fitted the temperature, so it flatters the model."
+        )
+    return title, " ".join(notes)
+
+
 def metric_table(metrics: Mapping[str, Estimate]) -> str:
     """A Markdown table: value, 95 % interval, n."""
     rows = [
-        f"| {name} | {m.value:.3f} | {m.low:.3f} to {m.high:.3f} | {m.n} |"
+        f"| {name} | {m.value:.3f} | {interval(m)} | {m.n} |"
         for name in SHOWN
         if (m := metrics.get(name)) is not None
     ]
@@ -43,21 +65,24 @@ def model_card(
         else "No temperature was fitted: margins are not calibrated."
     )
     measured = results.get(facts["measured_on"], {})
+    title, note = about_part(facts["measured_on"], temperature)
     quality = (
-        f"On the {facts['measured_on']} part, prompts in no training cluster;"
-        f" intervals resample prompt clusters.\n\n{metric_table(measured)}"
+        f"On {escape(title, quote=False)}. {note} Intervals resample prompt clusters."
+        f"\n\n{metric_table(measured)}"
         if measured
         else "Nothing was held out, so nothing was measured."
     )
+    num_left_out = sum(n for reason, n in facts["ledger"].items() if reason.startswith("row"))
+    model = escape(facts["model"], quote=False)
     left_out = f" {facts['left_out']}." if facts["left_out"] else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
 tags: [reward-model, palate]
-base_model: {facts["model"]}
+base_model: {json.dumps(facts["model"])}
 ---
 
-# A reward model on {facts["model"]}
+# A reward model on {model}
 
 Reads a prompt and one answer, returns one number; only differences within a prompt mean anything.
 Trained with the Bradley-Terry loss on {facts["num_groups"]["train"]} prompts
@@ -71,8 +96,7 @@ Trained with the Bradley-Terry loss on {facts["num_groups"]["train"]} prompts
 
 ## What was left out
 
-{facts["num_rows"]} rows were read; {sum(v for k, v in facts["ledger"].items() if k.startswith("row"))}
-stand in the ledger.{left_out}
+{facts["num_rows"]} rows were read; {num_left_out} stand in the ledger.{left_out}
 Prompts over {sidecar.lengths["max_prompt_tokens"]} tokens lose their oldest turns; answers over
 {sidecar.lengths["max_response_tokens"]} tokens: {sidecar.lengths["overlong"]}.
 

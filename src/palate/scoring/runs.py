@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 from palate.forest import Plan, plan_rows, plan_trees
 from palate.forest.plan import Layout
@@ -30,7 +31,7 @@ def run_plans(
         for plan in plans:
             reward_N, _ = model.run(plan)
             sizes = [num_responses[group] for group in plan.groups]
-            pieces = reward_N.cpu().split(sizes)
+            pieces = torch.split(reward_N.cpu(), sizes)
             rewards.update(
                 (group, piece.numpy()) for group, piece in zip(plan.groups, pieces, strict=True)
             )

@@ -4,21 +4,23 @@ Legend: N sequences.
 """
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from palate.errors import PalateError
-from palate.model.checkpoint import Sidecar, changed_parts, read_sidecar, renderer_for
+from palate.forest import grow_tree
+from palate.forest.tree import Ids
+from palate.model.checkpoint import SIDECAR, Sidecar, changed_parts, read_sidecar, renderer_for
 from palate.model.loading import load_model
 from palate.model.reward_model import RewardModel
-from palate.model.selfcheck import TOLERANCE, check_positions, max_positions
+from palate.model.selfcheck import TOLERANCE, check_positions
 from palate.model.settings import BodySettings
-from palate.preferences.formats import messages_of
+from palate.preferences.fields import messages_of
 from palate.preferences.types import Message, Response, ScoringItem
 from palate.rendering import Renderer
 from palate.scoring.runs import plan_groups, run_plans
@@ -48,7 +50,9 @@ class Scorer:
         tokens_per_microbatch: int = DEFAULT_TOKENS_PER_MICROBATCH,
     ) -> None:
         if tokens_per_microbatch < 1:
-            raise PalateError(f"tokens_per_microbatch is {tokens_per_microbatch}, must be 1 or more")
+            raise PalateError(
+                f"tokens_per_microbatch is {tokens_per_microbatch}, must be 1 or more"
+            )
         self.model = model.eval()
         self.renderer = renderer
         self.sidecar = sidecar
@@ -71,12 +75,12 @@ class Scorer:
         return [Ranked(index, rewards[index]) for index in order]
 
     def compare(self, prompt: Prompt, first: str, second: str) -> float:
-        """Probability that `first` is preferred: s((reward(first) - reward(second)) / temperature)."""
+        """Probability that `first` is preferred: s(reward difference / temperature)."""
         a, b = self.score_items([scoring_item(prompt, text) for text in (first, second)])
         return 1 / (1 + math.exp(min(700.0, -(a - b) / self.temperature)))
 
     def score_items(self, items: Sequence[ScoringItem]) -> list[float]:
-        """Rewards in the order of the items; items of one prompt share its computation.
+        """Rewards in the order of the items; short answers share the computation of their prompt.
 
         Raises PalateError for an item that can't be rendered (`render` finds them one by one).
         """
@@ -99,44 +103,51 @@ class Scorer:
         return ids, num_cut + num_over
 
     def score_ids(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Rewards of token-id sequences, scored as given; equal prefixes are found and shared."""
-        groups = self._groups([tuple(ids) for ids in sequences])
-        token_groups = [[sequences[index] for index in group] for group in groups]
+        """Rewards of token-id sequences, scored as given; equal prefixes are found and shared.
+
+        Equal sequences are computed once, so their rewards are equal to the last bit.
+        """
+        distinct = sorted({tuple(ids) for ids in sequences})
+        groups = self._groups(distinct)
         plans = plan_groups(
-            token_groups, self.model.layout, self.tokens_per_microbatch, self.renderer.pad_id
+            groups, self.model.layout, self.tokens_per_microbatch, self.renderer.pad_id
         )
         by_group = run_plans(self.model, plans, [len(group) for group in groups])
-        rewards = [math.nan] * len(sequences)
-        for number, group in enumerate(groups):
-            for place, reward in zip(group, by_group[number].tolist(), strict=True):
-                rewards[place] = reward
-        return rewards
+        rewards = [reward for n in range(len(groups)) for reward in by_group[n].tolist()]
+        reward_of = dict(zip(distinct, rewards, strict=True))
+        return [reward_of[tuple(ids)] for ids in sequences]
 
-    def _groups(self, sequences: Sequence[tuple[int, ...]]) -> list[list[int]]:
-        """Indices of sequences that go into one tree: neighbours in dictionary order that share
-        more than half of the shorter one, within the token budget."""
+    def _groups(self, ordered: Sequence[Ids]) -> list[Sequence[Ids]]:
+        """Sequences in dictionary order, divided into the trees that have the fewest tokens.
+
+        A tree stays within the token budget and shares more than half of its shortest sequence:
+        one of strangers saves little and makes rows, and with them attention, long.
+        """
         if self.model.layout == "rows":
-            return [[index] for index in range(len(sequences))]
-        order = sorted(range(len(sequences)), key=lambda index: sequences[index])
-        groups: list[list[int]] = []
-        num_tokens = 0
-        for index in order:
-            ids = sequences[index]
-            if groups:
-                group = groups[-1]
-                first = sequences[group[0]]
-                # In dictionary order the prefix shared with the first is shared by all between.
-                shared = len(os.path.commonprefix([first, ids]))
-                tree_size = num_tokens + len(ids) - len(group) * shared
-                if tree_size <= self.tokens_per_microbatch and 2 * shared > min(
-                    len(first), len(ids)
-                ):
-                    group.append(index)
-                    num_tokens += len(ids)
-                    continue
-            groups.append([index])
-            num_tokens = len(ids)
-        return groups
+            return [[ids] for ids in ordered]
+        # In dictionary order, what all of a run share is the least that two neighbours in it share.
+        shared = [len(grow_tree(pair).prefix) for pair in pairwise(ordered)]
+        num_tokens = [0]
+        starts: list[int] = []
+        for end, last in enumerate(ordered, start=1):
+            total = prefix = shortest = len(last)
+            best = (num_tokens[end - 1] + total, end - 1)
+            for start in range(end - 2, -1, -1):
+                total += len(ordered[start])
+                prefix = min(prefix, shared[start])
+                shortest = min(shortest, len(ordered[start]))
+                size = total - (end - 1 - start) * prefix
+                if size > self.tokens_per_microbatch or 2 * prefix <= shortest:
+                    break
+                best = min(best, (num_tokens[start] + size, start))
+            num_tokens.append(best[0])
+            starts.append(best[1])
+        groups: list[Sequence[Ids]] = []
+        end = len(ordered)
+        while end:
+            groups.append(ordered[starts[end - 1] : end])
+            end = starts[end - 1]
+        return groups[::-1]
 
 
 def scoring_item(prompt: Prompt, response: str, **fields: Any) -> ScoringItem:
@@ -165,31 +176,44 @@ def load(
     tokenizer, weights). Raises PalateError otherwise, and for checkpoints that are no scalar reward
     model.
     """
-    directory = Path(name).expanduser()
-    nested = directory / "model"
     settings = BodySettings(dtype=dtype, trust_remote_code=trust_remote_code)
-    source = str(nested if (nested / "config.json").exists() else name)
-    loaded = load_model(source, settings, for_training=False)
+    chosen = _find_device(device)
+    loaded = load_model(str(name), settings, for_training=False)
     sidecar = read_sidecar(loaded.directory)
-    renderer = renderer_for(loaded.tokenizer, sidecar, max_positions(loaded.model.config))
+    renderer = renderer_for(loaded.tokenizer, sidecar, loaded.model)
     lengths = renderer.lengths
     check_positions(loaded.model.config, lengths.max_prompt_tokens + lengths.max_response_tokens)
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     scorer = Scorer(loaded.model.to(chosen), renderer, sidecar, tokens_per_microbatch)
     if sidecar is not None:
         _check_unchanged(str(name), scorer, sidecar, set(allow_changed))
+    elif set(allow_changed):
+        raise PalateError(f"allow_changed has no effect: {name} has no {SIDECAR} to differ from")
     return scorer
+
+
+def _find_device(name: str) -> torch.device:
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        return torch.empty(0, device=chosen).device
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch reports a build without CUDA as the latter
+        reason = str(error).splitlines()[0]
+        raise PalateError(f"device {name!r} is not on this machine: {reason}; use auto") from error
 
 
 def _check_unchanged(name: str, scorer: Scorer, sidecar: Sidecar, allowed: set[str]) -> None:
     unknown = allowed - {*sidecar.fingerprint}
     if unknown:
-        raise PalateError(f"allow_changed names {sorted(unknown)}; known: {sorted(sidecar.fingerprint)}")
+        raise PalateError(
+            f"allow_changed names {sorted(unknown)}; known: {sorted(sidecar.fingerprint)}"
+        )
     changed = [part for part in changed_parts(sidecar, scorer.renderer) if part not in allowed]
     if changed:
         raise PalateError(
-            f"{name}: not as it was trained: {', '.join(changed)} changed since; the rewards would be"
-            f" others. Restore the files, or allow it with allow_changed {','.join(changed)}"
+            f"{name}: not as it was trained: {', '.join(changed)} changed since; the rewards would"
+            f" be others. Restore the files, or allow it with allow_changed {','.join(changed)}"
         )
     if allowed:
         return
@@ -199,6 +223,6 @@ def _check_unchanged(name: str, scorer: Scorer, sidecar: Sidecar, allowed: set[s
         if not abs(reward - stored["reward"]) <= tolerance * max(1.0, abs(stored["reward"])):
             raise PalateError(
                 f"{name}: a stored text scores {reward:.4f}, at training it was"
-                f" {stored['reward']:.4f}: weights or libraries changed. Restore the files, or allow"
-                " it with allow_changed weights"
+                f" {stored['reward']:.4f}: weights or libraries changed. Restore the files, or"
+                " allow it with allow_changed weights"
             )

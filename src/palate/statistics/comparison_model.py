@@ -20,7 +20,9 @@ def fit_comparison_model(
 
     def objective(coefficient_F: np.ndarray) -> tuple[float, np.ndarray]:
         margin_C = difference_CF @ coefficient_F
-        loss = float(weights_C @ np.logaddexp(0, -margin_C) + l2 * coefficient_F @ coefficient_F / 2)
+        loss = float(
+            weights_C @ np.logaddexp(0, -margin_C) + l2 * coefficient_F @ coefficient_F / 2
+        )
         gradient_F = -difference_CF.T @ (weights_C * expit(-margin_C)) + l2 * coefficient_F
         return loss, gradient_F
 

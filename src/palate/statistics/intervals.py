@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NUM_RESAMPLES = 2000
+MAX_DRAWS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,22 @@ class Estimate:
 def _resampled_means(
     value_N: np.ndarray, weight_N: np.ndarray, cluster_N: Sequence[str], seed: int
 ) -> np.ndarray:
-    """Weighted means of B resamples of whole clusters (Field and Welsh 2007, the cluster bootstrap)."""
+    """Weighted means of B resamples of whole clusters (cluster bootstrap, Field and Welsh 2007)."""
     _, index_N = np.unique(np.asarray(cluster_N), return_inverse=True)
     num_clusters = int(index_N.max()) + 1
     total_C = np.bincount(index_N, weights=value_N * weight_N, minlength=num_clusters)
     weight_C = np.bincount(index_N, weights=weight_N, minlength=num_clusters)
-    # Counts of a multinomial draw say how often each cluster stands in a resample.
-    count_BC = np.random.default_rng(seed).multinomial(
-        num_clusters, np.full(num_clusters, 1 / num_clusters), size=NUM_RESAMPLES
-    )
-    resampled_weight_B = count_BC @ weight_C
-    keep_B = resampled_weight_B > 0
-    means: np.ndarray = (count_BC @ total_C)[keep_B] / resampled_weight_B[keep_B]
-    return means
+    generator = np.random.default_rng(seed)
+    means: list[np.ndarray] = []
+    # In blocks: all draws at once would be B x C numbers, gigabytes for a large evaluation.
+    num_rows = max(1, MAX_DRAWS_AT_ONCE // num_clusters)
+    for start in range(0, NUM_RESAMPLES, num_rows):
+        shape = (min(num_rows, NUM_RESAMPLES - start), num_clusters)
+        drawn_BC = generator.integers(num_clusters, size=shape)
+        resampled_weight_B = weight_C[drawn_BC].sum(axis=1)
+        keep_B = resampled_weight_B > 0
+        means.append(total_C[drawn_BC].sum(axis=1)[keep_B] / resampled_weight_B[keep_B])
+    return np.concatenate(means)
 
 
 def cluster_mean(

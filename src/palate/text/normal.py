@@ -8,7 +8,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def normalise(text: str) -> str:
-    """NFKC, case-folded, runs of white space made one space, ends stripped: for comparing prompts."""
+    """NFKC, case-folded, each run of white space one space, ends stripped: to compare prompts."""
     return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 

@@ -15,7 +15,11 @@ logger = logging.getLogger(__name__)
 
 def seal(checkpoint: Path) -> None:
     """Write the manifest, last: a checkpoint without it was cut off while it was written."""
-    sizes = {p.name: p.stat().st_size for p in sorted(checkpoint.iterdir()) if p.is_file()}
+    sizes = {
+        path.relative_to(checkpoint).as_posix(): path.stat().st_size
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file()
+    }
     write_json(checkpoint / MANIFEST, {"bytes": sizes})
 
 

@@ -1,5 +1,6 @@
 """How a reward model is trained."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,10 +64,19 @@ class TrainingSettings:
             "max_grad_norm",
         )
         for name in positive:
-            if getattr(self, name) <= 0:
-                raise PalateError(f"training.{name} is {getattr(self, name)}, must be above 0")
-        for name in ("max_steps", "early_stopping_patience", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise PalateError(f"training.{name} is {getattr(self, name)}, must be 0 or more")
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise PalateError(f"training.{name} is {value}, must be a number above 0")
+        for name in ("max_steps", "early_stopping_patience", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise PalateError(f"training.{name} is {value}, must be a number from 0")
+        if not 0 <= self.seed < 2**32:
+            raise PalateError(f"training.seed is {self.seed}, must be from 0 to 2**32 - 1")
         if not 0 <= self.warmup_share < 1:
             raise PalateError(f"training.warmup_share is {self.warmup_share}, must be in [0, 1)")
+        if self.max_steps and self.epochs != 2:
+            raise PalateError(
+                f"training.epochs {self.epochs} has no effect with training.max_steps"
+                f" {self.max_steps}; set one of them"
+            )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from palate.forest import Plan
 from palate.forest.plan import Layout
@@ -66,7 +66,7 @@ class StepSampler(Sampler[list[int]]):
             yield [len(step), *dealt[self.process_index :: self.num_processes]]
 
 
-class _Indices:
+class _Indices(Dataset[int]):
     """The identity as a data set: items are indices, and the collator looks the groups up."""
 
     def __init__(self, length: int) -> None:

@@ -6,6 +6,7 @@ Legend: N sequences of a microbatch.
 import contextlib
 import math
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    EarlyStoppingCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -24,6 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from palate.artifacts.files import describe_os_error
 from palate.errors import PalateError
 from palate.forest import Plan, plan_rows
 from palate.model.reward_model import RewardModel, plan_tensors
@@ -39,19 +41,28 @@ Measure = Callable[[Sequence[RenderedGroup], Sequence[np.ndarray]], Mapping[str,
 
 
 class InterruptHandler(TrainerCallback):  # type: ignore[misc]
-    """On SIGINT or SIGTERM: finish the step, write a checkpoint, stop. A second one stops at once."""
+    """On SIGINT or SIGTERM: finish the step, write a checkpoint, stop. A second stops at once."""
 
     def __init__(self) -> None:
+        self.received: int | None = None
+        """The signal that this process got."""
         self.signal: int | None = None
+        """The signal that any process got: they all stop after the same step."""
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = number
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may handle signals
+            return
 
-        former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.received is not None:
+                raise KeyboardInterrupt
+            self.received = number
+
+        former = {
+            number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -61,10 +72,53 @@ class InterruptHandler(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        self._agree()
         if self.signal is not None:
             control.should_save = True
             control.should_training_stop = True
         return control
+
+    def on_train_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._agree()
+
+    def _agree(self) -> None:
+        if self.signal is None:
+            self.signal = max(number or 0 for number in gather_object([self.received])) or None
+
+
+class StateHandler(TrainerCallback):  # type: ignore[misc]
+    """Says when a run is over and which checkpoint is best, from the state that checkpoints hold.
+
+    So a run that was killed after its last checkpoint trains no further when it is resumed, and one
+    that stops early counts on where it was (the callback of `transformers` starts again from 0).
+    `patience` evaluations without a better validation loss end it; 0 = never.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.best_global_step:
+            # The path in the state is wrong once the run's directory has moved.
+            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best)
+        is_last_step = state.global_step >= state.max_steps
+        control.should_training_stop = is_last_step or self._is_out_of_patience(state)
+
+    def on_save(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Each evaluation is followed by a checkpoint, and only then is it known to be the best.
+        control.should_training_stop |= self._is_out_of_patience(state)
+
+    def _is_out_of_patience(self, state: TrainerState) -> bool:
+        best = state.best_global_step or 0
+        worse = [e for e in state.log_history if "eval_loss" in e and e["step"] > best]
+        return 0 < self.patience <= len(worse)
 
 
 class RewardTrainer(Trainer):  # type: ignore[misc]
@@ -83,19 +137,18 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         pad_id: int,
         directory: Path,
     ) -> None:
+        self.optimizer: torch.optim.Optimizer | None
+        self.control: TrainerControl
         self.settings = settings
         self.train_groups = train_groups
         self.validation_sets = validation_sets
         self.measure = measure
         self.pad_id = pad_id
         self.interrupt = InterruptHandler()
-        callbacks: list[TrainerCallback] = [self.interrupt]
-        if settings.early_stopping_patience:
-            if not validation_sets:
-                raise PalateError(
-                    "training.early_stopping_patience has no effect without validation data"
-                )
-            callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
+        if settings.early_stopping_patience and not validation_sets:
+            raise PalateError(
+                "training.early_stopping_patience has no effect without validation data"
+            )
         if settings.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         steps_per_epoch = -(-len(train_groups) // settings.prompts_per_step)
@@ -105,7 +158,7 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
             # The base class only asks whether they are there: both loaders are our own.
             train_dataset=list(range(len(train_groups))),
             eval_dataset=[0] if validation_sets else None,
-            callbacks=callbacks,
+            callbacks=[self.interrupt, StateHandler(settings.early_stopping_patience)],
         )
         # Our loss is already divided by the prompts of the whole step.
         self.model_accepts_loss_kwargs = False
@@ -133,6 +186,10 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
             self.settings.ties,
         )
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[StepBatch], num_batches: int, device: torch.device
     ) -> tuple[list[StepBatch], None]:
@@ -144,8 +201,8 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         """Forward and backward of all microbatches; gradients are synchronised on the last only.
 
         Each loss is multiplied by the number of processes because data parallelism averages
-        gradients over them. Processes with fewer microbatches run idle ones, so that sharded engines
-        see the same number of passes everywhere.
+        gradients over them. Processes with fewer microbatches run idle ones, so that sharded
+        engines see the same number of passes everywhere.
         """
         model.train()
         microbatches = self._padded(list(inputs.microbatches))
@@ -180,8 +237,9 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         """6 x parameters outside the embedding x token slots: attention left out."""
         body = self.model.transformer
         num_parameters = sum(p.numel() for p in body.parameters())
-        num_parameters -= body.get_input_embeddings().weight.numel()
-        return 6 * num_parameters * sum(plan.num_slots for plan, _ in inputs.microbatches)
+        num_parameters -= int(body.get_input_embeddings().weight.numel())
+        num_slots = sum(plan.num_slots for plan, _ in inputs.microbatches)
+        return int(6 * num_parameters * num_slots)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -193,8 +251,8 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         number = float(value.detach() if isinstance(value, Tensor) else value)
         if not math.isfinite(number):
             raise PalateError(
-                f"{what} is {number} at step {self.state.global_step + 1}; the weights are still those"
-                " of the step before. Lower training.learning_rate, or use precision float32"
+                f"{what} is {number} at step {self.state.global_step + 1}; the weights are still"
+                " those of the step before. Lower training.learning_rate, or use precision float32"
             )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -217,15 +275,12 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
                         "lr": rate * factor if in_head else rate,
                         "weight_decay": self.settings.weight_decay if decays else 0.0,
                     }
+                    # The body's groups come first: the rate of the first is what is logged.
                     for (in_head, decays), parameters in sorted(groups.items())
                 ],
                 lr=rate,
             )
         return self.optimizer
-
-    def _get_learning_rate(self) -> float:
-        """The body's rate: the default reads the first group, which may be the head's."""
-        return float(min(group["lr"] for group in self.optimizer.param_groups))
 
     def rewards_of(self, groups: Sequence[RenderedGroup]) -> list[np.ndarray]:
         """Rewards of each group, in order; the work is divided among the processes."""
@@ -267,11 +322,23 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        directory = Path(self.args.output_dir)
+        checkpoint = directory / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except OSError as error:
+            raise describe_os_error(error, checkpoint, "write") from error
+        except (RuntimeError, SafetensorError) as error:
+            # So torch and safetensors report a full disk, with errors of their own.
+            if "inline_container" not in str(error) and "I/O error" not in str(error):
+                raise
+            raise PalateError(
+                f"{checkpoint}: cannot write: {error}; the disk may be full: free space and run the"
+                " same command again"
+            ) from error
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            directory = Path(self.args.output_dir)
-            seal(directory / f"checkpoint-{self.state.global_step}")
+            seal(checkpoint)
             rotate(directory, self.settings.keep_checkpoints, self.state.best_model_checkpoint)
 
 

@@ -5,6 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples everywhere and always, and no clock: CI machines are shared and slow.
+settings.register_profile("palate", derandomize=True, deadline=None)
+settings.load_profile("palate")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -10,7 +10,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import palate
 from palate.artifacts.files import sha256_file
-from palate.pipeline.quickstart import ANSWERS, STARTER_SET, QuickstartConfig, quickstart
+from palate.pipeline.quickstart import (
+    STARTER_SET,
+    QuickstartConfig,
+    quickstart,
+    quickstart_run,
+    shown_groups,
+)
 
 LEFT_BY_MAKE = Path(__file__).parent.parent / "runs" / "quickstart"
 
@@ -26,7 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said: list[str] = []
     quickstart(QuickstartConfig(output=str(directory)), said.append)
     assert any("prompt-blind" in line for line in said)
-    assert all(any(answer in line for line in said) for _, answers in ANSWERS for answer in answers)
+    for group in shown_groups(quickstart_run(str(directory), 0)):
+        assert any(group.prompt[-1].content in line for line in said)
     return directory
 
 
@@ -48,12 +55,10 @@ def test_the_saved_model_gives_plain_transformers_the_same_rewards(run: Path) ->
     scorer = palate.load(run)
     model = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    for prompt, answers in ANSWERS:
-        for answer in answers:
-            messages = [
-                {"role": "user", "content": prompt},
-                {"role": "assistant", "content": answer},
-            ]
+    for group in shown_groups(quickstart_run(str(run), 0)):
+        prompt = [message.as_dict() for message in group.prompt]
+        for answer in (response.text for response in group.responses):
+            messages = [*prompt, {"role": "assistant", "content": answer}]
             inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
             with torch.no_grad():
                 plain = model(**inputs).logits[0, 0].item()

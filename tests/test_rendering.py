@@ -17,7 +17,8 @@ from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
 from palate.preferences.types import Comparison, Message, PreferenceGroup, Response
 from palate.rendering import LengthSettings, Renderer, render_groups
-from palate.rendering.renderer import common_prefix_length, render_group
+from palate.rendering.groups import render_group
+from palate.rendering.renderer import common_prefix_length
 from tests.tiny import CHATML, SPECIAL, byte_tokenizer, unigram_tokenizer, word_piece_tokenizer
 
 LONG = LengthSettings(max_prompt_tokens=10**6, max_response_tokens=10**6)

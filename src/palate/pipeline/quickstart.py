@@ -9,7 +9,10 @@ from palate.artifacts.files import sha256_file
 from palate.errors import PalateError
 from palate.model.settings import BodySettings
 from palate.pipeline.config import SplitSettings, TrainConfig
-from palate.pipeline.train import TrainResult, default_directory, train
+from palate.pipeline.directory import default_directory
+from palate.pipeline.prepare import divide, read_sources
+from palate.pipeline.train import TrainResult, train
+from palate.preferences import PreferenceGroup
 from palate.rendering.lengths import LengthSettings
 from palate.training.settings import TrainingSettings
 
@@ -25,31 +28,7 @@ MINILM_SHA256 = {
 }
 """Files of the wheel that are read; its publisher is unknown to us, so nothing else of it is."""
 
-ANSWERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "Is it safe to leave chicken soup on the stove overnight?",
-        (
-            "No. Below 60 °C bacteria grow fast, and some leave toxins that boiling won't destroy."
-            " Cool it in small pots and put it in the fridge within two hours.",
-            "Chicken soup tastes best with a handful of fresh dill, a squeeze of lemon, and noodles"
-            " that were boiled in a pot of their own so the broth stays clear.",
-            "Great question! Soup is a wonderful dish that people all over the world have loved for"
-            " centuries. I hope this helps, and enjoy your meal!",
-        ),
-    ),
-    (
-        "Explain to a six-year-old why the moon changes its shape.",
-        (
-            "The moon is a ball and the sun shines on one side of it. As it goes around us we see"
-            " more or less of the bright side, so it looks like it grows and shrinks.",
-            "Lunar phases result from the changing Sun-Moon-Earth angle over the synodic month of"
-            " 29.53 days, which determines the illuminated fraction of the visible disc.",
-            "The moon pulls on the sea, and that is why the water climbs up the beach twice a day"
-            " and then goes back down again.",
-        ),
-    ),
-)
-"""Prompts and answers that are scored for show; none is in the starter set."""
+NUM_PROMPTS_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,20 +76,33 @@ def quickstart(config: QuickstartConfig, say: Callable[[str], None] = print) -> 
         say(f"  {label:<13} {metrics[name]}")
     say(f"  model minus prompt-blind: {metrics['accuracy minus prompt-blind']}")
     say("  (prompt-blind: a classifier of the answers' style and words; it never sees the prompt)")
-    for prompt, answers in ANSWERS:
+    say("")
+    say(f"{NUM_PROMPTS_SHOWN} held-out prompts, ranked by the model (in brackets: by people)")
+    for group in shown_groups(run):
         say("")
-        say(f"Prompt: {prompt}")
-        ranking = result.scorer.rank(prompt, answers)
+        say(f"Prompt: {group.prompt[-1].content}")
+        answers = [response.text for response in group.responses]
+        ranking = result.scorer.rank(group.prompt, answers)
         for place, ranked in enumerate(ranking, start=1):
-            say(f"  {place}. reward {ranked.reward:+.3f}  {answers[ranked.index]}")
+            by_people = 1 + sum(c.worse == ranked.index for c in group.comparisons)
+            text = " ".join(answers[ranked.index].split())
+            say(f"  {place}. ({by_people}) reward {ranked.reward:+.3f}  {text}")
         first, second = (answers[ranked.index] for ranked in ranking[:2])
-        say(f"  P(1 preferred to 2) = {result.scorer.compare(prompt, first, second):.2f}")
+        probability = result.scorer.compare(group.prompt, first, second)
+        say(f"  P(1. preferred to 2.) = {probability:.2f}")
     say("")
     say(f"Model: {result.directory}/model   Report: {result.directory}/report.html")
     say("The same with your own data and a model from the hub:")
     say("  palate train --model Qwen/Qwen3-0.6B --data my_preferences.jsonl --output runs/mine")
     say("  palate score --model runs/mine --data my_answers.jsonl --output scored.jsonl")
     return result
+
+
+def shown_groups(run: TrainConfig) -> list[PreferenceGroup]:
+    """Prompts of the test part, evenly spaced: nobody has picked those that went well."""
+    parts, _ = divide(read_sources(run.sources, run.read).groups, run.split)
+    test = parts["test"]
+    return [test[len(test) * number // NUM_PROMPTS_SHOWN] for number in range(NUM_PROMPTS_SHOWN)]
 
 
 def quickstart_run(output: str, seed: int) -> TrainConfig:
@@ -121,10 +113,10 @@ def quickstart_run(output: str, seed: int) -> TrainConfig:
         output=output,
         split=SplitSettings(validation_share=0.1, test_share=0.2),
         lengths=LengthSettings(max_prompt_tokens=256, max_response_tokens=256),
-        # Few steps: a head of its own scale moves the body from the first of them on.
+        # Few steps: a head that isn't zero moves the body from the first of them on.
         body=BodySettings(head_init="normal"),
         training=TrainingSettings(
-            epochs=2,
+            epochs=1,  # in a second one the loss on held-out prompts rises again
             prompts_per_step=8,
             learning_rate=1e-4,
             head_learning_rate_factor=3.0,

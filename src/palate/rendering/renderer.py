@@ -1,7 +1,4 @@
-"""Prompts and responses to token ids.
-
-Legend: K responses of a group, T tokens.
-"""
+"""Prompts and responses to token ids under one template."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,30 +9,13 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from palate.artifacts.files import sha256_json
-from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
-from palate.preferences.types import Comparison, Message, PreferenceGroup, Response
+from palate.preferences.types import Message, Response
 from palate.rendering.lengths import LengthSettings
 from palate.rendering.template import ending_at, pin_clock, plain_template
 from palate.rendering.tokens import bare_tokenizer, choose_pad, control_tokens
 
 _PROBE = "palateprobe"
-OVERLONG = "over-long response"
-
-
-@dataclass(frozen=True)
-class RenderedGroup:
-    """A group as token ids: K sequences, each prompt + response, and the comparisons among them."""
-
-    sequences: tuple[tuple[int, ...], ...]
-    comparisons: tuple[Comparison, ...]
-    group: PreferenceGroup
-    response_index: tuple[int, ...]
-    """For each sequence, the index of its response in `group.responses`."""
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(map(len, self.sequences))
 
 
 @dataclass
@@ -294,7 +274,7 @@ class Renderer:
     def _ordinary_ids(self, text: str) -> list[int]:
         if not text:
             return []
-        ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
         written = [match.start() for match in self._control_pattern.finditer(text)]
         if sum(i in self._control_ids for i in ids) <= len(written):
             return ids
@@ -351,66 +331,3 @@ def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
             break
         length += 1
     return length
-
-
-def render_group(group: PreferenceGroup, renderer: Renderer, ledger: Ledger) -> RenderedGroup:
-    """Token ids of a group; responses and comparisons left out are noted in the ledger.
-
-    Raises PalateError when nothing is left to compare (the caller ledgers the row), or when a
-    response is over-long and `lengths.overlong` is error.
-    """
-    where = (group.file, group.line)
-    tools, arguments = group.tools, group.template_arguments
-    prompt, num_cut = renderer.cut_prompt(group.prompt, tools, arguments)
-    prompt_ids = renderer.encode_prompt(prompt, tools, arguments)
-    sequences: dict[int, tuple[int, ...]] = {}
-    for index, response in enumerate(group.responses):
-        ids, num_over = renderer.response_ids(prompt, response, prompt_ids, tools, arguments)
-        limit = renderer.lengths.max_response_tokens
-        if num_over:
-            what = f"response {index} has {limit + num_over} tokens, limit {limit}"
-            if renderer.lengths.overlong == "error":
-                raise PalateError(
-                    f"{group.file}:{group.line}: {what}; raise lengths.max_response_tokens",
-                    OVERLONG,
-                )
-            if renderer.lengths.overlong == "leave_out":
-                ledger.add(*where, "response", OVERLONG, what, group.id)
-                continue
-            ledger.add(*where, "token", "over-long response cut", what, group.id)
-        sequences[index] = ids
-    comparisons = [c for c in group.comparisons if c.better in sequences and c.worse in sequences]
-    if not comparisons:
-        raise PalateError("an over-long response leaves nothing to compare", OVERLONG)
-    distinct = [c for c in comparisons if sequences[c.better] != sequences[c.worse]]
-    if not distinct:
-        raise PalateError(
-            "all compared responses have the same tokens", "identical after rendering"
-        )
-    if len(distinct) < len(comparisons):
-        detail = f"{len(comparisons) - len(distinct)} of {len(comparisons)} comparisons"
-        ledger.add(*where, "comparison", "identical after rendering", detail, group.id)
-    if num_cut:
-        ledger.add(*where, "token", "prompt cut", f"{num_cut} oldest tokens", group.id)
-    position = {index: new for new, index in enumerate(sequences)}
-    return RenderedGroup(
-        tuple(sequences.values()),
-        tuple(replace(c, better=position[c.better], worse=position[c.worse]) for c in distinct),
-        group,
-        tuple(sequences),
-    )
-
-
-def render_groups(
-    groups: Sequence[PreferenceGroup], renderer: Renderer, ledger: Ledger
-) -> list[RenderedGroup]:
-    """Render all groups; a group that can't be rendered becomes a row of the ledger."""
-    rendered: list[RenderedGroup] = []
-    for group in groups:
-        try:
-            rendered.append(render_group(group, renderer, ledger))
-        except PalateError as error:
-            if renderer.lengths.overlong == "error" and error.reason == OVERLONG:
-                raise
-            ledger.add(group.file, group.line, "row", error.reason, str(error), group.id)
-    return rendered

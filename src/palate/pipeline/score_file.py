@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -13,11 +13,8 @@ from typing import IO, Any, Literal
 from tqdm import tqdm
 
 from palate.artifacts.files import atomic_path, describe_os_error, sha256_json, write_json
-from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
-from palate.preferences.fields import Row, common_fields, messages_of, require, text_of
-from palate.preferences.rows import iter_rows
-from palate.preferences.types import Response, ScoringItem
+from palate.pipeline.score_rows import PendingRow, prepare_row, rows_in_order
 from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, Scorer, load
 from palate.text import first_surrogate
 
@@ -70,17 +67,6 @@ class ScoreResult:
     """Rows whose prompt or answer lost tokens to a limit."""
     num_resumed: int
     """Rows that an earlier, interrupted run had written."""
-
-
-@dataclass
-class _Pending:
-    """An input row with what came of it: for each answer its token ids, or None and an error."""
-
-    row: dict[str, Any]
-    ids: list[tuple[int, ...] | None]
-    errors: list[str]
-    is_list: bool
-    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,14 +180,14 @@ def _claim(partial: Path, identity: str) -> _Progress:
         raise describe_os_error(error, partial, "write") from error
 
 
-def _chunks(config: ScoreConfig, scorer: Scorer, num_done: int) -> Iterator[list[_Pending]]:
+def _chunks(config: ScoreConfig, scorer: Scorer, num_done: int) -> Iterator[list[PendingRow]]:
     budget = MICROBATCHES_PER_CHUNK * config.tokens_per_microbatch
-    chunk: list[_Pending] = []
+    chunk: list[PendingRow] = []
     num_tokens = 0
-    for number, row in enumerate(_rows_in_order(config)):
+    for number, row in enumerate(rows_in_order(config.data, config.hub_split)):
         if number < num_done:
             continue
-        chunk.append(_prepare(row, scorer) if isinstance(row, dict) else _failed(row))
+        chunk.append(prepare_row(row, scorer))
         num_tokens += sum(len(ids) for ids in chunk[-1].ids if ids is not None)
         if num_tokens >= budget or len(chunk) >= MAX_ROWS_PER_CHUNK:
             yield chunk
@@ -210,73 +196,8 @@ def _chunks(config: ScoreConfig, scorer: Scorer, num_done: int) -> Iterator[list
         yield chunk
 
 
-def _rows_in_order(config: ScoreConfig) -> Iterator[dict[str, Any] | str]:
-    """Input rows, and in their places the complaint about those that can't be parsed."""
-    ledger = Ledger()
-    num_seen = 0
-    for _, row in iter_rows(config.data, ledger, config.hub_split):
-        for entry in ledger.entries[num_seen:]:
-            yield f"line {entry.line}: {entry.reason}: {entry.detail}"
-        num_seen = len(ledger.entries)
-        yield row
-    for entry in ledger.entries[num_seen:]:
-        yield f"line {entry.line}: {entry.reason}: {entry.detail}"
-
-
-def _failed(complaint: str) -> _Pending:
-    return _Pending({}, [None], [complaint], is_list=False)
-
-
-def _prepare(row: dict[str, Any], scorer: Scorer) -> _Pending:
-    try:
-        prompt, answers, is_list = _prompt_and_answers(row)
-        fields = common_fields(row, ())
-    except PalateError as error:
-        return _Pending(row, [None], [str(error)], is_list=False)
-    pending = _Pending(row, [], [], is_list)
-    for index, answer in enumerate(answers):
-        try:
-            item = ScoringItem(
-                messages_of(prompt, "prompt"),
-                _response(answer),
-                fields["tools"],
-                fields["template_arguments"],
-            )
-            ids, num_cut = scorer.render(item)
-        except PalateError as error:
-            pending.ids.append(None)
-            pending.errors.append(f"response {index}: {error}" if is_list else str(error))
-        else:
-            pending.ids.append(ids)
-            pending.is_cut |= num_cut > 0
-    return pending
-
-
-def _response(answer: Any) -> Response:
-    if not isinstance(answer, Mapping):
-        return Response(answer)
-    text = answer.get("text") if answer.get("text") is not None else answer.get("content")
-    return Response(text_of(text, "text"), finished=answer.get("finished") is not False)
-
-
-def _prompt_and_answers(row: Row) -> tuple[Any, list[Any], bool]:
-    # Parquet has every column in every row, with null where there is nothing.
-    if row.get("messages") is not None:
-        turns = messages_of(require(row, "messages"), "messages")
-        if len(turns) < 2 or turns[-1].role != "assistant":
-            raise PalateError("messages do not end with an assistant message")
-        return [turn.as_dict() for turn in turns[:-1]], [turns[-1].content], False
-    prompt = require(row, "prompt")
-    if row.get("responses") is not None:
-        answers = require(row, "responses")
-        if not isinstance(answers, list):
-            raise PalateError(f"responses is {type(answers).__name__}, not a list")
-        return prompt, answers, True
-    return prompt, [require(row, "response")], False
-
-
 def _write_chunk(
-    handle: IO[bytes], scorer: Scorer, chunk: list[_Pending], progress: _Progress
+    handle: IO[bytes], scorer: Scorer, chunk: list[PendingRow], progress: _Progress
 ) -> _Progress:
     """Score and append a chunk; return the progress with it, once it is on the disk."""
     known = [ids for pending in chunk for ids in pending.ids if ids is not None]

@@ -1,0 +1,87 @@
+"""Rows to score: which answers a row holds, and their token ids."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from palate.artifacts.ledger import Ledger
+from palate.errors import PalateError
+from palate.preferences.fields import Row, common_fields, messages_of, require, text_of
+from palate.preferences.rows import iter_rows
+from palate.preferences.types import Response, ScoringItem
+from palate.scoring.scorer import Scorer
+
+
+@dataclass
+class PendingRow:
+    """An input row with what came of it: for each answer its token ids, or None and an error."""
+
+    row: dict[str, Any]
+    ids: list[tuple[int, ...] | None]
+    errors: list[str]
+    is_list: bool
+    is_cut: bool = False
+
+
+def rows_in_order(source: str, hub_split: str) -> Iterator[dict[str, Any] | str]:
+    """Input rows, and in their places the complaint about those that can't be parsed."""
+    ledger = Ledger()
+    num_seen = 0
+    for _, row in iter_rows(source, ledger, hub_split):
+        for entry in ledger.entries[num_seen:]:
+            yield f"line {entry.line}: {entry.reason}: {entry.detail}"
+        num_seen = len(ledger.entries)
+        yield row
+    for entry in ledger.entries[num_seen:]:
+        yield f"line {entry.line}: {entry.reason}: {entry.detail}"
+
+
+def prepare_row(row: dict[str, Any] | str, scorer: Scorer) -> PendingRow:
+    """Token ids of a row's answers; a complaint in place of a row becomes its error."""
+    if isinstance(row, str):
+        return PendingRow({}, [None], [row], is_list=False)
+    try:
+        prompt, answers, is_list = _prompt_and_answers(row)
+        fields = common_fields(row, ())
+    except PalateError as error:
+        return PendingRow(row, [None], [str(error)], is_list=False)
+    pending = PendingRow(row, [], [], is_list)
+    for index, answer in enumerate(answers):
+        try:
+            item = ScoringItem(
+                messages_of(prompt, "prompt"),
+                _response(answer),
+                fields["tools"],
+                fields["template_arguments"],
+            )
+            ids, num_cut = scorer.render(item)
+        except PalateError as error:
+            pending.ids.append(None)
+            pending.errors.append(f"response {index}: {error}" if is_list else str(error))
+        else:
+            pending.ids.append(ids)
+            pending.is_cut |= num_cut > 0
+    return pending
+
+
+def _response(answer: Any) -> Response:
+    if not isinstance(answer, Mapping):
+        return Response(answer)
+    text = answer.get("text") if answer.get("text") is not None else answer.get("content")
+    return Response(text_of(text, "text"), finished=answer.get("finished") is not False)
+
+
+def _prompt_and_answers(row: Row) -> tuple[Any, list[Any], bool]:
+    # Parquet has every column in every row, with null where there is nothing.
+    if row.get("messages") is not None:
+        turns = messages_of(require(row, "messages"), "messages")
+        if len(turns) < 2 or turns[-1].role != "assistant":
+            raise PalateError("messages do not end with an assistant message")
+        return [turn.as_dict() for turn in turns[:-1]], [turns[-1].content], False
+    prompt = require(row, "prompt")
+    if row.get("responses") is not None:
+        answers = require(row, "responses")
+        if not isinstance(answers, list):
+            raise PalateError(f"responses is {type(answers).__name__}, not a list")
+        return prompt, answers, True
+    return prompt, [require(row, "response")], False

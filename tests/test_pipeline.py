@@ -86,7 +86,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
     assert "steps     6 of 1 prompts" in printed
     example = "<|im_start|>user\nBirds<|im_end|>\n<|im_start|>assistant\nfly<|im_end|>"
     assert repr(example) in printed
-    assert "pooled    '<|im_end|>' (id 2, end-of-turn token)" in printed
+    assert "pooled    '<|im_end|>' (id 2, pooling last)" in printed
     assert re.search(r"first loss 0\.6931 on 2 prompts", printed)
     assert math.log(2) == pytest.approx(0.6931, abs=1e-4)
 

@@ -165,4 +165,8 @@ def _without_folders(value: Any) -> Any:
         return {_without_folders(key): _without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_folders(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        return value
+    path = Path(value)
+    # Runs and wheels keep their weights in a folder called model, which says nothing.
+    return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name

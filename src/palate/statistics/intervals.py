@@ -3,6 +3,7 @@
 Legend: N observations, C clusters, B bootstrap resamples.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,9 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+        known = math.isfinite(self.low) and math.isfinite(self.high)
+        interval = f"[{self.low:.3f}, {self.high:.3f}]" if known else "[no interval: one cluster]"
+        return f"{self.value:.3f} {interval} (n = {self.n})"
 
 
 def _resampled_means(

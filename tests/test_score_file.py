@@ -618,3 +618,14 @@ def test_when_no_more_can_be_written_the_rows_so_far_are_kept_and_the_message_sa
     ids = [row.get("id") for row in read_rows(tmp_path / "scored.jsonl")]
     assert ids == [row.get("id") for row in read_rows(uninterrupted / "scored.jsonl")]
     assert left_behind(tmp_path) == []
+
+
+def test_a_field_that_scoring_writes_is_not_overwritten(trained_run: Path, tmp_path: Path) -> None:
+    data = tmp_path / "scored.jsonl"
+    data.write_text(json.dumps({"prompt": "p", "response": "r", "reward": 3.0}) + "\n")
+    config = ScoreConfig(
+        model=str(trained_run), data=str(data), output=str(tmp_path / "again.jsonl")
+    )
+    with pytest.raises(PalateError, match="line 1 has a field 'reward' already"):
+        score_file(config)
+    assert not list(tmp_path.glob("again*"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,7 +15,7 @@ from palate.artifacts.files import describe_os_error
 from palate.errors import PalateError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-OWN_FLAGS = ("config", "json", "dry-run", "help")
+OWN_FLAGS = ("config", "json", "dry-run", "help", "print_config")
 
 
 class UsageError(PalateError):
@@ -41,6 +42,7 @@ def parse(parser: ArgumentParser, config_class: type, arguments: Sequence[str]) 
             raise UsageError(f"unexpected argument {arguments[0]!r}; a configuration ends in .yaml")
         arguments = ["--config", *arguments]
     known = _keys(config_class)
+    arguments = _with_lists(arguments, _list_keys(config_class))
     for argument, following in pairwise([*arguments, ""]):
         if not argument.startswith("--"):
             continue
@@ -69,6 +71,40 @@ def _keys(config_class: type, prefix: str = "") -> list[str]:
         elif get_origin(field.type) is dict:
             found.append(f"{prefix}{field.name}.*")
     return found
+
+
+def _list_keys(config_class: type, prefix: str = "") -> list[str]:
+    """Keys whose value is a list of strings, dotted."""
+    found = []
+    for field in dataclasses.fields(config_class):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            found += _list_keys(field.type, f"{prefix}{field.name}.")
+        elif get_origin(field.type) in (list, tuple):
+            found.append(prefix + field.name)
+    return found
+
+
+def _with_lists(arguments: Sequence[str], list_keys: Sequence[str]) -> list[str]:
+    """The same with `--a-key x,y` written as the parser wants it: `--a_key ["x", "y"]`."""
+    found: list[str] = []
+    expects_list = False
+    for argument in arguments:
+        if expects_list:
+            found.append(_as_list(argument))
+            expects_list = False
+            continue
+        flag, equals, value = argument.partition("=")
+        key = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and key in list_keys:
+            found.append(f"--{key}={_as_list(value)}" if equals else f"--{key}")
+            expects_list = not equals
+        else:
+            found.append(argument)
+    return found
+
+
+def _as_list(value: str) -> str:
+    return value if value.startswith("[") else json.dumps([v for v in value.split(",") if v])
 
 
 def _check_file(name: str, known: Sequence[str]) -> None:

@@ -73,12 +73,15 @@ def run_evaluate(arguments: list[str]) -> Printed:
     config, _ = parse(parser, EvaluateConfig, arguments)
     result = evaluate(config)
     num_rows = result.ledger.num_rows_read
+    elsewhere = f", {result.num_elsewhere} in other parts" if result.num_elsewhere else ""
     text = (
-        f"{result.num_prompts} prompts measured of {num_rows} rows\n{_metrics_text(result.metrics)}"
+        f"{result.ledger.summary(result.num_prompts + result.num_elsewhere)}\n"
+        f"{result.num_prompts} prompts measured{elsewhere}\n{_metrics_text(result.metrics)}"
         + (f"\nwritten to {config.output}" if config.output else "")
     )
     values = {
         "metrics": as_json(result.metrics),
+        "num_prompts": result.num_prompts,
         "num_rows": num_rows,
         "ledger": result.ledger.by_reason(),
     }

@@ -50,13 +50,17 @@ def quick_metrics(
 
 
 def decided(group: RenderedGroup) -> list[Comparison]:
-    """Comparisons that have a better side at all: evenly split votes have none."""
-    return [c for c in group.comparisons if c.probability > 0.5 and c.tie < 1]
+    """Comparisons that count and have a better side at all: evenly split votes have none."""
+    return [c for c in group.comparisons if c.probability > 0.5 and c.tie < 1 and c.weight > 0]
 
 
 def prompt_accuracy(group: RenderedGroup, value_N: np.ndarray) -> float:
-    """Share of decided comparisons in which the better answer's value is higher; equal is half."""
-    return float(np.mean([_won(value_N, c) for c in decided(group)]))
+    """Weighted share of decided comparisons in which the better answer's value is higher; equal
+    values count half."""
+    members = decided(group)
+    return float(
+        np.average([_won(value_N, c) for c in members], weights=[c.weight for c in members])
+    )
 
 
 def _won(value_N: np.ndarray, c: Comparison) -> float:
@@ -64,9 +68,11 @@ def _won(value_N: np.ndarray, c: Comparison) -> float:
 
 
 def prompt_margin(outcome: Outcome) -> float:
-    """Mean of reward(better) - reward(worse) over the comparisons."""
+    """Weighted mean of reward(better) - reward(worse) over the comparisons; 0 without weight."""
     r = outcome.reward_N.astype(float)
-    return float(np.mean([r[c.better] - r[c.worse] for c in outcome.group.comparisons]))
+    members = [c for c in outcome.group.comparisons if c.weight > 0]
+    margins = [r[c.better] - r[c.worse] for c in members]
+    return float(np.average(margins, weights=[c.weight for c in members])) if members else 0.0
 
 
 def prompt_spread(outcome: Outcome) -> float:

@@ -6,7 +6,7 @@ deviation and temperature come from, and texts with their rewards for the check 
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from palate.rendering import LengthSettings, Renderer
 
 SIDECAR = "reward_model.json"
 FORMAT_VERSION = 1
+MAX_HASHED_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,33 @@ def renderer_for(tokenizer: Any, sidecar: Sidecar | None, model: RewardModel) ->
     return Renderer(tokenizer, lengths, dict(sidecar.template_arguments))
 
 
-def changed_parts(sidecar: Sidecar, renderer: Renderer) -> list[str]:
-    """Which of template, special tokens and tokenizer are not those of the training."""
+def check_fingerprint(
+    name: str,
+    directory: Path,
+    renderer: Renderer,
+    sidecar: Sidecar,
+    allow_changed: Iterable[str] = (),
+) -> None:
+    """Refuse a checkpoint whose template, special tokens, tokenizer or weights are not those of its
+    training, except for parts named in `allow_changed`.
+
+    Weights of more than `MAX_HASHED_BYTES` are not read a second time for it. Raises PalateError,
+    naming what changed.
+    """
+    allowed = set(allow_changed)
+    unknown = allowed - {*sidecar.fingerprint}
+    if unknown:
+        raise PalateError(
+            f"allow_changed names {sorted(unknown)}; known: {sorted(sidecar.fingerprint)}"
+        )
     now = renderer.fingerprint()
-    return [name for name, value in now.items() if sidecar.fingerprint.get(name) != value]
+    num_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    if "weights" not in allowed and num_bytes <= MAX_HASHED_BYTES:
+        now["weights"] = weights_hash(directory)
+    changed = [part for part, value in now.items() if sidecar.fingerprint.get(part) != value]
+    refused = [part for part in changed if part not in allowed]
+    if refused:
+        raise PalateError(
+            f"{name}: not as it was trained: {', '.join(refused)} changed since; the rewards would"
+            f" be others. Restore the files, or allow it with allow_changed {','.join(refused)}"
+        )

@@ -89,7 +89,7 @@ def _load_config(name: str, directory: Path, settings: BodySettings) -> Any:
         if "trust_remote_code" in str(error):
             raise PalateError(
                 f"{name}: brings code of its own, which would run on this machine; read it, then"
-                " set trust_remote_code"
+                " set body.trust_remote_code, or palate.load(..., trust_remote_code=True)"
             ) from error
         raise PalateError(
             f"{name}: no usable config.json: {_brief(error)} Name the directory that holds the"
@@ -247,7 +247,7 @@ def _choose_layout(name: str, model: RewardModel, settings: BodySettings) -> Non
     if reason is None:
         model.layout = "tree"
     elif settings.layout == "tree":
-        raise PalateError(f"model.layout tree is not exact for {name}: {reason}")
+        raise PalateError(f"body.layout tree is not exact for {name}: {reason}")
     elif model.pooling == "last":
         warnings.warn(
             f"{name}: layout rows instead of tree, which computes each prompt once: {reason}",

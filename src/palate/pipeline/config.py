@@ -73,6 +73,8 @@ class TrainConfig:
     output: str = ""
     """Run directory; an unfinished run there is resumed. Empty = runs/NAME-OF-MODEL, or the next
     free name."""
+    allow_changed: list[str] = field(default_factory=list)
+    """Warm start: what of the checkpoint may differ from its training: template, tokenizer, ..."""
     read: ReadSettings = field(default_factory=ReadSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
     lengths: LengthSettings = field(default_factory=LengthSettings)

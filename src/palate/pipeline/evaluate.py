@@ -12,7 +12,7 @@ from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
 from palate.evaluation.metrics import Outcome, as_json, evaluate_outcomes
 from palate.pipeline.config import ReadSettings
-from palate.pipeline.prepare import data_hashes, read_sources
+from palate.pipeline.prepare import data_hashes, read_sources, refuse_without_effect
 from palate.preferences import PreferenceGroup, prompt_cluster
 from palate.rendering import render_groups
 from palate.scoring.runs import plan_groups, run_plans
@@ -46,6 +46,8 @@ class EvaluateResult:
     metrics: Mapping[str, Estimate]
     ledger: Ledger
     num_prompts: int
+    num_elsewhere: int
+    """Prompts that `part` does not ask for."""
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -58,6 +60,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     )
     sources = [config.data] if isinstance(config.data, str) else list(config.data)
     reading = read_sources(sources, config.read)
+    refuse_without_effect(reading, config.read)
     groups = _choose_part(reading.groups, config)
     ledger = reading.ledger
     rendered = render_groups(groups, scorer.renderer, ledger)
@@ -84,7 +87,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
                 "metrics": as_json(metrics),
             },
         )
-    return EvaluateResult(metrics, ledger, len(rendered))
+    return EvaluateResult(metrics, ledger, len(rendered), num_elsewhere)
 
 
 def _choose_part(

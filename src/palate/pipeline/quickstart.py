@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 from palate.artifacts.files import sha256_file
 from palate.errors import PalateError
@@ -92,6 +93,8 @@ def quickstart(config: QuickstartConfig, say: Callable[[str], None] = print) -> 
         say(f"  P(1. preferred to 2.) = {probability:.2f}")
     say("")
     say(f"Model: {result.directory}/model   Report: {result.directory}/report.html")
+    if which("palate") is None:
+        say("(source .venv/bin/activate puts the palate command on your path)")
     say("The same with your own data and a model from the hub:")
     say("  palate train --model Qwen/Qwen3-0.6B --data my_preferences.jsonl --output runs/mine")
     say("  palate score --model runs/mine --data my_answers.jsonl --output scored.jsonl")

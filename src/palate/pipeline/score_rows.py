@@ -11,6 +11,8 @@ from palate.preferences.rows import iter_rows
 from palate.preferences.types import Response, ScoringItem
 from palate.scoring.scorer import Scorer
 
+OUTPUT_FIELDS = ("reward", "rewards", "error")
+
 
 @dataclass
 class PendingRow:
@@ -27,10 +29,16 @@ def rows_in_order(source: str, hub_split: str) -> Iterator[dict[str, Any] | str]
     """Input rows, and in their places the complaint about those that can't be parsed."""
     ledger = Ledger()
     num_seen = 0
-    for _, row in iter_rows(source, ledger, hub_split):
+    for line, row in iter_rows(source, ledger, hub_split):
         for entry in ledger.entries[num_seen:]:
             yield f"line {entry.line}: {entry.reason}: {entry.detail}"
         num_seen = len(ledger.entries)
+        taken = [name for name in OUTPUT_FIELDS if name in row]
+        if taken:
+            raise PalateError(
+                f"{source}: line {line} has a field {taken[0]!r} already, which scoring writes;"
+                " rename it, so that nothing is overwritten"
+            )
         yield row
     for entry in ledger.entries[num_seen:]:
         yield f"line {entry.line}: {entry.reason}: {entry.detail}"

@@ -11,12 +11,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
+from transformers.integrations import get_available_reporting_integrations
 
 from palate.errors import PalateError
 from palate.evaluation.metrics import (
     Outcome,
     quick_metrics,
 )
+from palate.model.checkpoint import check_fingerprint, read_sidecar
 from palate.model.loading import load_model
 from palate.model.reward_model import RewardModel
 from palate.model.selfcheck import check_positions, max_positions
@@ -59,6 +61,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
 
     Raises PalateError on bad input and Interrupted after Ctrl-C, once a checkpoint is written.
     """
+    _check_trackers(config.training.report_to)
     directory = _decided_by_main(lambda: run_directory(config, dry_run))
     set_seed(config.training.seed)
     loaded = load_model(config.model, config.body, for_training=True)
@@ -69,7 +72,14 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
         )
     lengths = config.lengths.resolved(max_positions(loaded.model.config))
     check_positions(loaded.model.config, lengths.max_prompt_tokens + lengths.max_response_tokens)
-    renderer = Renderer(loaded.tokenizer, lengths)
+    sidecar = read_sidecar(loaded.directory)
+    renderer = Renderer(
+        loaded.tokenizer, lengths, dict(sidecar.template_arguments) if sidecar else {}
+    )
+    if sidecar is not None:
+        check_fingerprint(config.model, loaded.directory, renderer, sidecar, config.allow_changed)
+    elif config.allow_changed:
+        raise PalateError(f"allow_changed has no effect: {config.model} is no palate checkpoint")
     prepared = prepare(config, renderer)
     summary = describe_dry_run(config, loaded.model, renderer, prepared, loaded.has_trained_head)
     if dry_run:
@@ -90,6 +100,16 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
     done = finish(config, trainer, renderer, prepared, outcomes, directory)
     metrics = done.results.get(done.measured_on, {})
     return TrainResult(directory, metrics, done.measured_on, done.scorer, summary)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in installed:
+            found = ", ".join(installed) or "none"
+            raise PalateError(
+                f"training.report_to {name!r} is not installed or not known; installed: {found}"
+            )
 
 
 def _processes() -> PartialState:

@@ -141,8 +141,20 @@ def _csv(handle: IO[bytes], source: str, ledger: Ledger) -> Iterator[tuple[int, 
             detail = f"{len(cells)}; the header has {len(header)}"
             ledger.add(source, reader.line_num, "row", "wrong number of cells", detail)
             continue
-        row = dict(zip(header, cells, strict=True))
+        row = dict(zip(header, map(_messages_or_text, cells), strict=True))
         yield from _accept(row, source, reader.line_num, ledger)
+
+
+def _messages_or_text(cell: str) -> Any:
+    """A cell that holds a JSON list of messages as that list; any other cell as its text."""
+    if not cell.startswith("["):
+        return cell
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    are_messages = value and all(isinstance(v, dict) and "role" in v for v in value)
+    return value if are_messages else cell
 
 
 def _parquet(handle: IO[bytes], source: str, ledger: Ledger) -> Iterator[tuple[int, Row]]:

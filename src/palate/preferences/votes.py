@@ -30,9 +30,11 @@ class VoteSettings:
         for name in ("prior", "margin_per_strength", "min_gap"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
-                raise PalateError(f"votes.{name} is {value}, must be a number of 0 or more")
+                raise PalateError(f"read.votes.{name} is {value}, must be a number of 0 or more")
         if self.target == "majority" and self.prior != 0.5:
-            raise PalateError(f"votes.prior {self.prior} has no effect with votes.target majority")
+            raise PalateError(
+                f"read.votes.prior {self.prior} has no effect with read.votes.target majority"
+            )
 
 
 def vote_probability(num_for: float, num_against: float, prior: float = 0.5) -> float:

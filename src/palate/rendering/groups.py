@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from palate.artifacts.ledger import Ledger
+from palate.artifacts.progress import progress
 from palate.errors import PalateError
 from palate.preferences.types import Comparison, PreferenceGroup
 from palate.rendering.renderer import Renderer
@@ -82,7 +83,7 @@ def render_groups(
 ) -> list[RenderedGroup]:
     """Render all groups; a group that can't be rendered becomes a row of the ledger."""
     rendered: list[RenderedGroup] = []
-    for group in groups:
+    for group in progress(groups, "render"):
         try:
             rendered.append(render_group(group, renderer, ledger))
         except PalateError as error:

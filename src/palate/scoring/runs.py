@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from palate.artifacts.progress import progress
 from palate.forest import Plan, plan_rows, plan_trees
 from palate.forest.plan import Layout
 from palate.forest.tree import Ids
@@ -28,7 +29,7 @@ def run_plans(
     """
     rewards: dict[int, np.ndarray] = {}
     with model.scoring_mode():
-        for plan in plans:
+        for plan in progress(plans, "score"):
             reward_N, _ = model.run(plan)
             sizes = [num_responses[group] for group in plan.groups]
             pieces = torch.split(reward_N.cpu(), sizes)

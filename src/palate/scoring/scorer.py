@@ -15,7 +15,7 @@ import torch
 from palate.errors import PalateError
 from palate.forest import grow_tree
 from palate.forest.tree import Ids
-from palate.model.checkpoint import SIDECAR, Sidecar, changed_parts, read_sidecar, renderer_for
+from palate.model.checkpoint import SIDECAR, Sidecar, check_fingerprint, read_sidecar, renderer_for
 from palate.model.loading import load_model
 from palate.model.reward_model import RewardModel
 from palate.model.selfcheck import TOLERANCE, check_positions
@@ -97,7 +97,7 @@ class Scorer:
             limit = self.renderer.lengths.max_response_tokens
             raise PalateError(
                 f"the response has {limit + num_over} tokens, the model was trained with at most"
-                f" {limit}; shorten it, or score with overlong cut",
+                f" {limit}; shorten it, or use `palate score --overlong cut`",
                 "over-long response",
             )
         return ids, num_cut + num_over
@@ -185,7 +185,10 @@ def load(
     check_positions(loaded.model.config, lengths.max_prompt_tokens + lengths.max_response_tokens)
     scorer = Scorer(loaded.model.to(chosen), renderer, sidecar, tokens_per_microbatch)
     if sidecar is not None:
-        _check_unchanged(str(name), scorer, sidecar, set(allow_changed))
+        check_fingerprint(str(name), loaded.directory, renderer, sidecar, allow_changed)
+        # Another template or tokenizer gives other rewards, so then they can't be compared.
+        if not set(allow_changed):
+            _check_references(str(name), scorer, sidecar)
     elif set(allow_changed):
         raise PalateError(f"allow_changed has no effect: {name} has no {SIDECAR} to differ from")
     return scorer
@@ -203,20 +206,7 @@ def _find_device(name: str) -> torch.device:
         raise PalateError(f"device {name!r} is not on this machine: {reason}; use auto") from error
 
 
-def _check_unchanged(name: str, scorer: Scorer, sidecar: Sidecar, allowed: set[str]) -> None:
-    unknown = allowed - {*sidecar.fingerprint}
-    if unknown:
-        raise PalateError(
-            f"allow_changed names {sorted(unknown)}; known: {sorted(sidecar.fingerprint)}"
-        )
-    changed = [part for part in changed_parts(sidecar, scorer.renderer) if part not in allowed]
-    if changed:
-        raise PalateError(
-            f"{name}: not as it was trained: {', '.join(changed)} changed since; the rewards would"
-            f" be others. Restore the files, or allow it with allow_changed {','.join(changed)}"
-        )
-    if allowed:
-        return
+def _check_references(name: str, scorer: Scorer, sidecar: Sidecar) -> None:
     tolerance = TOLERANCE[next(scorer.model.parameters()).dtype]
     for stored in sidecar.reference_scores:
         reward = scorer.score(stored["prompt"], stored["response"])

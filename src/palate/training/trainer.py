@@ -5,6 +5,7 @@ Legend: N sequences of a microbatch.
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -267,7 +268,7 @@ def training_arguments(
     bf16 = settings.precision == "bfloat16" or (
         settings.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
     )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(directory),
         per_device_train_batch_size=settings.prompts_per_step,
         num_train_epochs=settings.epochs,
@@ -297,6 +298,16 @@ def training_arguments(
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
     )
+    if arguments.n_gpu > 1:
+        # One process would drive all GPUs through DataParallel, which cuts a plan's rows and the
+        # indices into them apart.
+        warnings.warn(
+            f"one process uses one of {arguments.n_gpu} GPUs; for all of them start with torchrun"
+            f" --nproc-per-node {arguments.n_gpu} -m palate train ...",
+            stacklevel=2,
+        )
+        arguments._n_gpu = 1
+    return arguments
 
 
 def enable_gradient_checkpointing(model: RewardModel) -> None:

@@ -23,7 +23,7 @@ from palate.model.settings import BodySettings
 from palate.pipeline.config import ReadSettings, SplitSettings, TrainConfig
 from palate.pipeline.prepare import Prepared, prepare, read_sources, refuse_without_effect
 from palate.pipeline.train import train
-from palate.preferences import VoteSettings, prompt_cluster
+from palate.preferences import Message, VoteSettings, prompt_cluster
 from palate.rendering import LengthSettings, RenderedGroup
 from palate.training.settings import TrainingSettings
 from tests.runs import (
@@ -34,7 +34,7 @@ from tests.runs import (
     tiny_run,
     write_rows,
 )
-from tests.tiny import save_tiny
+from tests.tiny import CHATML, byte_tokenizer, save_tiny
 
 NO_SPLIT = SplitSettings(validation_share=0.0, test_share=0.0)
 
@@ -566,3 +566,26 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
     with pytest.raises(PalateError, match="report_to 'tensorbord' is not installed or not known"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_template_arguments_reach_the_template_and_the_checkpoint(tmp_path: Path) -> None:
+    """A template that writes `mood` into every turn: the run renders with it, and so does what it
+    saved, without being told again."""
+    template = CHATML.replace("message['role'] +", "message['role'] + (mood or '') +")
+    template = "{%- set mood = mood | default('') -%}" + template
+    model = save_tiny(tmp_path / "body", tokenizer=byte_tokenizer(template))
+    data = tmp_path / "pairs.jsonl"
+    write_rows(data, pair_rows(8))
+    config = TrainConfig(
+        model=model,
+        data=str(data),
+        output=str(tmp_path / "run"),
+        split=NO_SPLIT,
+        template_arguments={"mood": "!calm"},
+        training=quick_training(),
+    )
+    assert "user!calm" in train(config, dry_run=True).summary
+    scorer = train(config).scorer
+    assert scorer is not None
+    ids = scorer.renderer.encode_prompt((Message("user", "hi"),))
+    assert "user!calm" in scorer.renderer.tokenizer.decode(ids)

@@ -1,7 +1,7 @@
 """The configuration of a training run: what a YAML file and the command line can say."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from palate.errors import PalateError
 from palate.model.settings import BodySettings
@@ -73,6 +73,8 @@ class TrainConfig:
     output: str = ""
     """Run directory; an unfinished run there is resumed. Empty = runs/NAME-OF-MODEL, or the next
     free name."""
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    """Values that the chat template reads, such as enable_thinking; kept in the checkpoint."""
     allow_changed: list[str] = field(default_factory=list)
     """Warm start: what of the checkpoint may differ from its training: template, tokenizer, ..."""
     read: ReadSettings = field(default_factory=ReadSettings)

@@ -73,9 +73,8 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
     lengths = config.lengths.resolved(max_positions(loaded.model.config))
     check_positions(loaded.model.config, lengths.max_prompt_tokens + lengths.max_response_tokens)
     sidecar = read_sidecar(loaded.directory)
-    renderer = Renderer(
-        loaded.tokenizer, lengths, dict(sidecar.template_arguments) if sidecar else {}
-    )
+    inherited = sidecar.template_arguments if sidecar else {}
+    renderer = Renderer(loaded.tokenizer, lengths, {**inherited, **config.template_arguments})
     if sidecar is not None:
         check_fingerprint(config.model, loaded.directory, renderer, sidecar, config.allow_changed)
     elif config.allow_changed:

@@ -353,7 +353,7 @@ def test_a_body_whose_tree_is_not_exact_falls_back_to_rows_and_says_why(
     with pytest.warns(UserWarning, match=f"layout rows instead of tree.*{reason}"):
         model = load_model(name, for_training=False).model
     assert model.layout == "rows"
-    with pytest.raises(PalateError, match=f"model.layout tree is not exact for .*{reason}"):
+    with pytest.raises(PalateError, match=f"body.layout tree is not exact for .*{reason}"):
         load_model(name, BodySettings(layout="tree"), for_training=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -72,7 +72,19 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     except verbs.Interrupted as stopped:
         print(f"palate {verb}: {stopped}", file=sys.stderr)
         return 128 + stopped.signal
+    finally:
+        _leave_process_group()
     return 0
+
+
+def _leave_process_group() -> None:
+    """One of several processes that exits inside its group may abort, and torchrun then ends the
+    others while they still write."""
+    if "torch" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _usage() -> str:

@@ -280,13 +280,14 @@ def test_no_name_leads_a_run_out_of_its_root(tmp_path: Path, name: str) -> None:
 
 
 def test_a_run_says_from_what_it_can_be_repeated(tmp_path: Path) -> None:
-    describe_run(tmp_path, {"model": "m"}, {"votes.jsonl": "00ff"}, seed=7)
+    describe_run(tmp_path, {"model": "m"}, {"votes.jsonl": "00ff"}, 7, {"train": 3, "test": 1})
     run = json.loads((tmp_path / "run.json").read_text())
     assert (run["configuration"], run["data_sha256"], run["seed"]) == (
         {"model": "m"},
         {"votes.jsonl": "00ff"},
         7,
     )
+    assert run["num_prompts"] == {"train": 3, "test": 1}
     assert {"python", "palate", "torch", "transformers"} <= set(run["versions"])
 
 

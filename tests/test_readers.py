@@ -12,7 +12,6 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palate.artifacts.ledger import LedgerEntry
 from palate.errors import PalateError
-from palate.preferences import Message, PreferenceGroup, Reading, VoteSettings, read
+from palate.preferences import Message, ReadSettings, Vote, VoteSettings, read, to_canonical
+from tests.rows import (
+    Row,
+    arcs,
+    as_jsonl,
+    bare,
+    read_bytes,
+    read_rows,
+    refusal,
+    row_entries,
+    said,
+    the_group,
+)
 
-Row = dict[str, Any]
 PAIR: Row = {"prompt": "How do birds fly?", "chosen": "They flap.", "rejected": "By magic."}
 USER = {"role": "user", "content": "How do birds fly?"}
 GOOD = {"role": "assistant", "content": "They flap."}
@@ -51,10 +60,6 @@ RATED: Row = {
         {"text": "c", "rating": 5},
     ],
 }
-
-
-def as_jsonl(rows: Sequence[Any]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def as_json(rows: Sequence[Any]) -> bytes:
@@ -87,39 +92,6 @@ WRITERS: dict[str, Callable[[Sequence[Any]], bytes]] = {
     ".csv": as_csv,
     ".parquet": as_parquet,
 }
-
-
-def read_bytes(folder: Path, name: str, data: bytes, **options: Any) -> Reading:
-    (folder / name).write_bytes(data)
-    return read(str(folder / name), **options)
-
-
-def read_rows(folder: Path, rows: Sequence[Any], **options: Any) -> Reading:
-    return read_bytes(folder, "rows.jsonl", as_jsonl(rows), **options)
-
-
-def the_group(folder: Path, row: Row, **options: Any) -> PreferenceGroup:
-    (group,) = read_rows(folder, [row], **options).groups
-    return group
-
-
-def bare(groups: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
-    """What people said, without where it stood and what was not used of its row."""
-    return [replace(group, file="", line=0, meta={}) for group in groups]
-
-
-def arcs(group: PreferenceGroup) -> list[tuple[int, int]]:
-    return [(c.better, c.worse) for c in group.comparisons]
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(PalateError) as refused:
-        action()
-    return str(refused.value)
-
-
-def row_entries(reading: Reading) -> list[LedgerEntry]:
-    return [entry for entry in reading.ledger.entries if entry.kind == "row"]
 
 
 TRANSCRIPT = "\n\nHuman: How do birds fly?\n\nAssistant:"
@@ -329,6 +301,32 @@ def test_comparisons_and_votes_are_renumbered_around_a_bad_response(tmp_path: Pa
     assert (vote.ranking, vote.shown) == (((2,), (1, 0)), (2, 0, 1))
 
 
+def test_a_choice_says_nothing_on_the_answers_that_it_left(tmp_path: Path) -> None:
+    """2 of four: three comparisons, 1.5 / 2 each, and no tie among 0, 1 and 3. Without the chosen
+    answer the vote is nothing; without one of the others it is smaller; of two it is a ranking."""
+    row: Row = {
+        "prompt": "q",
+        "responses": ["a", "b", "c", "d"],
+        "votes": [{"annotator": "x", "choice": 2}],
+    }
+    group = the_group(tmp_path, row)
+    assert sorted(arcs(group)) == [(2, 0), (2, 1), (2, 3)]
+    assert {(c.probability, c.tie) for c in group.comparisons} == {(0.75, 0)}
+    assert said(the_group(tmp_path, to_canonical(group))) == said(group)
+    named = [{"annotator": "x", "ranking": [2, [0, 1, 3]], "rest_unordered": True}]
+    assert the_group(tmp_path, {**row, "votes": named}).votes == group.votes
+    fewer = the_group(tmp_path, {**row, "responses": ["", "b", "c", "d"]})
+    assert sorted(arcs(fewer)) == [(1, 0), (1, 2)]
+    other = {"annotator": "y", "ranking": [[0], [1]]}
+    emptied = {**row, "responses": ["a", "b", "", "d"], "votes": [*row["votes"], other]}
+    reading = read_rows(tmp_path, [emptied])
+    assert arcs(reading.groups[0]) == [(0, 1)]
+    assert [vote.annotator for vote in reading.groups[0].votes] == ["y"]
+    assert [e.kind for e in reading.ledger.entries] == ["response", "vote"]
+    two = the_group(tmp_path, {**row, "responses": ["", "b", "c", ""]})
+    assert two.votes == (Vote("x", ((1,), (0,))),)
+
+
 def test_a_response_without_a_rating_stays_and_is_said_never_to_be_compared(
     tmp_path: Path,
 ) -> None:
@@ -493,7 +491,7 @@ def test_rows_in_are_rows_in_groups_and_rows_in_the_ledger(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_bytes(b"\n".join(lines))
-        reading = read(str(path), format="pairs")
+        reading = read(str(path), ReadSettings(format="pairs"))
     assert [group.line for group in reading.groups] == good_lines
     assert sorted(entry.line for entry in row_entries(reading)) == bad_lines
     assert reading.ledger.num_rows_read == len(good_lines) + len(bad_lines)
@@ -603,7 +601,7 @@ def test_csv_damage_is_ledgered_at_its_own_lines(tmp_path: Path) -> None:
         (4, "malformed CSV"),
         (5, "malformed CSV"),
         (6, "wrong number of cells"),
-        (8, "invalid Unicode"),
+        (8, "not UTF-8"),
     ]
 
 
@@ -651,7 +649,7 @@ def test_a_gzip_cut_before_its_first_row_says_to_get_it_again(tmp_path: Path) ->
     data = gzip.compress(as_jsonl([PAIR]))
     for name, cut in (
         ("a.jsonl.gz", data[:15]),
-        ("b.json.gz", gzip.compress(as_json([PAIR]))[:-9]),
+        ("b.json.gz", gzip.compress(as_json([PAIR]))[:13]),
     ):
         said = refusal(lambda name=name, cut=cut: read_bytes(tmp_path, name, cut))
         assert name in said
@@ -828,15 +826,22 @@ def test_a_file_of_nothing_but_damage_names_its_first_place(tmp_path: Path) -> N
     assert "empty response" in message
 
 
-def test_a_json_list_that_is_cut_says_where_and_what_to_do(tmp_path: Path) -> None:
-    message = refusal(lambda: read_bytes(tmp_path, "rows.json", as_json([PAIR])[:-20]))
-    assert "rows.json: not valid JSON" in message
-    assert "line" in message
-    assert "one object a line" in message
+def test_a_json_list_that_is_cut_keeps_its_rows_and_says_where(tmp_path: Path) -> None:
+    reading = read_bytes(tmp_path, "rows.json", as_json([PAIR, PAIR])[:-20])
+    assert [group.line for group in reading.groups] == [1]
+    assert [(e.kind, e.line, e.reason) for e in reading.ledger.entries] == [
+        ("row", 2, "malformed JSON"),
+        ("file", 2, "cut or damaged after this line"),
+    ]
+    message = refusal(lambda: read_bytes(tmp_path, "none.json", as_json([PAIR])[:-20]))
+    assert "none.json:1" in message
+    assert "malformed JSON" in message
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
-    assert "format 'hhh' is none of auto, canonical" in refusal(lambda: read("x", format="hhh"))
+    assert "format 'hhh' is none of auto, canonical" in refusal(
+        lambda: read("x", ReadSettings(format="hhh"))  # type: ignore[arg-type]
+    )
 
 
 def test_a_hub_data_set_without_a_network_is_refused_at_once(tmp_path: Path) -> None:

@@ -10,3 +10,7 @@ class PalateError(ValueError):
     def __init__(self, message: str, reason: str = "invalid value") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class SourceError(PalateError):
+    """What one row shows and holds for its whole source: no row of it can be read as asked."""

@@ -9,7 +9,7 @@ from palate.errors import PalateError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CHECK_TIMEOUT_SECONDS = 3.0
-MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
 def looks_like_hub_id(name: str, *, with_folder: bool = False) -> bool:

@@ -1,14 +1,24 @@
-"""The ledger: every row, response, comparison and token that was left out or cut, and why."""
+"""The ledger: every row, response, comparison, vote and token that was left out or cut, and why."""
 
 import json
+import operator
+import os
+import tempfile
+from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO, overload
 
-from palate.artifacts.files import describe_os_error, write_text
+import numpy as np
+
+from palate.artifacts.files import atomic_path, describe_os_error
 from palate.errors import PalateError
 
-KINDS = ("row", "response", "comparison", "token", "file")
+KINDS = ("row", "response", "comparison", "vote", "token", "file")
+MAX_ENTRIES_IN_MEMORY = 10_000
+MAX_DETAIL_CHARACTERS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +38,67 @@ class LedgerEntry:
     row_id: str | None = None
 
 
+def _as_line(entry: LedgerEntry) -> bytes:
+    return (json.dumps(asdict(entry), ensure_ascii=True) + "\n").encode()
+
+
+class LedgerEntries(Sequence[LedgerEntry]):
+    """The entries in the order they came; all after the first `MAX_ENTRIES_IN_MEMORY` lie in a
+    temporary file, so that a source of nothing but damage is accounted for in bounded memory."""
+
+    def __init__(self) -> None:
+        self._first: list[LedgerEntry] = []
+        self._spilled: IO[bytes] | None = None
+        self._offsets = array("Q")
+
+    def append(self, entry: LedgerEntry) -> None:
+        if len(self._first) < MAX_ENTRIES_IN_MEMORY:
+            self._first.append(entry)
+            return
+        try:
+            if self._spilled is None:
+                self._spilled = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this)
+            self._offsets.append(self._spilled.seek(0, os.SEEK_END))
+            self._spilled.write(_as_line(entry))
+        except OSError as error:
+            raise describe_os_error(error, tempfile.gettempdir(), "write") from error
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._offsets)
+
+    @overload
+    def __getitem__(self, index: int) -> LedgerEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[LedgerEntry]: ...
+    def __getitem__(self, index: int | slice) -> LedgerEntry | list[LedgerEntry]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if self._spilled is None or index < len(self._first):
+            return self._first[index]
+        self._spilled.seek(self._offsets[index - len(self._first)])
+        return LedgerEntry(**json.loads(self._spilled.readline()))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LedgerEntries | list):
+            return NotImplemented
+        return len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} entries>" if self._spilled else repr(self._first)
+
+
 @dataclass
 class Ledger:
     """Counts rows in and keeps the entries; `check` holds the sum: read = kept + in the ledger."""
 
     num_rows_read: int = 0
-    entries: list[LedgerEntry] = field(default_factory=list)
+    entries: LedgerEntries = field(default_factory=LedgerEntries, init=False)
+    _counts: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+    first: dict[str, LedgerEntry] = field(default_factory=dict, init=False, repr=False)
+    """The first entry of each "kind: reason"."""
+    _row_lines: "dict[str, array[int]]" = field(default_factory=dict, init=False, repr=False)
+    """Lines of the rows left out, by file."""
 
     def add(
         self,
@@ -45,32 +110,46 @@ class Ledger:
         row_id: str | None = None,
     ) -> None:
         assert kind in KINDS, kind
-        self.entries.append(
+        self._append(
             LedgerEntry(
-                file=file, line=line, kind=kind, reason=reason, detail=detail[:500], row_id=row_id
+                file=file,
+                line=line,
+                kind=kind,
+                reason=reason,
+                detail=detail[:MAX_DETAIL_CHARACTERS],
+                row_id=row_id and row_id[:MAX_DETAIL_CHARACTERS],
             )
         )
 
+    def _append(self, entry: LedgerEntry) -> None:
+        self.entries.append(entry)
+        named = f"{entry.kind}: {entry.reason}"
+        self._counts[named] += 1
+        self.first.setdefault(named, entry)
+        if entry.kind == "row":
+            self._row_lines.setdefault(entry.file, array("Q")).append(entry.line)
+
     @property
     def num_rows_left_out(self) -> int:
-        return sum(entry.kind == "row" for entry in self.entries)
+        return sum(map(len, self._row_lines.values()))
 
     def check(self, num_rows_kept: int) -> None:
         """Raise AssertionError unless every row read is kept or in the ledger, exactly once."""
-        rows = [(e.file, e.line) for e in self.entries if e.kind == "row"]
-        assert len(rows) == len(set(rows)), "a row stands in the ledger twice"
-        assert self.num_rows_read == num_rows_kept + len(rows), (
-            f"{self.num_rows_read} rows read, {num_rows_kept} kept, {len(rows)} in the ledger"
+        for lines in self._row_lines.values():
+            assert len(np.unique(lines)) == len(lines), "a row stands in the ledger twice"
+        assert self.num_rows_read == num_rows_kept + self.num_rows_left_out, (
+            f"{self.num_rows_read} rows read, {num_rows_kept} kept,"
+            f" {self.num_rows_left_out} in the ledger"
         )
 
     def extend(self, other: "Ledger") -> None:
         self.num_rows_read += other.num_rows_read
-        self.entries.extend(other.entries)
+        for entry in other.entries:
+            self._append(entry)
 
     def by_reason(self) -> dict[str, int]:
         """Number of entries for each "kind: reason", most frequent first."""
-        counts = Counter(f"{entry.kind}: {entry.reason}" for entry in self.entries)
-        return dict(counts.most_common())
+        return dict(self._counts.most_common())
 
     def summary(self, num_rows_kept: int) -> str:
         """The accounting in words, one reason a line with its first place."""
@@ -78,24 +157,22 @@ class Ledger:
             f"{self.num_rows_read} rows in = {num_rows_kept} in groups"
             f" + {self.num_rows_left_out} in the ledger"
         ]
-        first: dict[str, LedgerEntry] = {}
-        for entry in self.entries:
-            first.setdefault(f"{entry.kind}: {entry.reason}", entry)
         for reason, count in self.by_reason().items():
-            where = f"{first[reason].file}:{first[reason].line}"
+            where = f"{self.first[reason].file}:{self.first[reason].line}"
             lines.append(f"  {count:>7}  {reason}  (first: {where})")
         return "\n".join(lines)
 
     def write(self, path: str | Path) -> None:
         """Write one JSON object an entry."""
-        text = "".join(json.dumps(asdict(e), ensure_ascii=True) + "\n" for e in self.entries)
-        write_text(path, text)
+        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+            for entry in self.entries:
+                handle.write(_as_line(entry))
 
     @staticmethod
     def load_entries(path: str | Path) -> list[LedgerEntry]:
         """Read what `write` wrote."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_bytes().splitlines()
         except OSError as error:
             raise describe_os_error(error, path, "read") from error
         entries = []

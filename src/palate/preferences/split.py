@@ -52,7 +52,7 @@ def split_groups(
     for group in groups:
         cluster = prompt_cluster(group.prompt)
         if cluster not in cluster_part:
-            cluster_part[cluster] = _part_at(_unit_interval(cluster, salt), shares)
+            cluster_part[cluster] = part_of(cluster, shares, salt)
         parts[cluster_part[cluster]].append(group)
     for name, members in parts.items():
         if shares[name] > 0 and not members:
@@ -71,7 +71,9 @@ def split_groups(
     return Split({name: tuple(members) for name, members in parts.items()}, manifest)
 
 
-def _part_at(position: float, shares: Mapping[str, float]) -> str:
+def part_of(cluster: str, shares: Mapping[str, float], salt: str = "palate") -> str:
+    """The part of a prompt cluster, which its hash alone decides."""
+    position = _unit_interval(cluster, salt)
     upper = 0.0
     for name, share in shares.items():
         upper += share

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from palate.errors import PalateError
@@ -86,11 +87,15 @@ class Response:
     model: str | None = None
     finished: bool = True
     rating: float | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What its source says about it besides: further ratings, reasons."""
 
     def __post_init__(self) -> None:
         _check_text(self.text, "response")
         if not self.text.strip():
             raise PalateError("empty response", "empty response")
+        if self.meta:
+            _check_values(dict(self.meta), "fields of a response")
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,11 @@ class Vote:
     ranking: tuple[tuple[int, ...], ...]
     strength: float | None = None
     shown: tuple[int, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What the annotator said besides, such as reasons."""
+    rest_unordered: bool = False
+    """True: the last tier is all that was not chosen. It is worse than what stands before it, and
+    nobody has said how its responses compare, so that they are no tie."""
 
     def __post_init__(self) -> None:
         ranked = [index for tier in self.ranking for index in tier]
@@ -157,9 +167,19 @@ class Vote:
             raise PalateError(
                 f"vote of {self.annotator!r}: ranking {self.ranking} repeats or is empty"
             )
+        if len(ranked) < 2:
+            raise PalateError(
+                f"vote of {self.annotator!r}: ranking {self.ranking} compares nothing; it must name"
+                " two responses or more"
+            )
         if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ranked):
             raise PalateError(
                 f"vote of {self.annotator!r}: ranking {self.ranking} is not of indices"
+            )
+        if self.rest_unordered and len(self.ranking) < 2:
+            raise PalateError(
+                f"vote of {self.annotator!r}: ranking {self.ranking} compares nothing; an"
+                " unordered rest needs something before it"
             )
         if self.strength is not None and not (
             isinstance(self.strength, (int, float)) and abs(self.strength) <= sys.float_info.max
@@ -167,6 +187,19 @@ class Vote:
             raise PalateError(f"vote of {self.annotator!r}: strength {self.strength!r}")
         if self.shown is not None and len(self.shown) != len(set(self.shown)):
             raise PalateError(f"vote of {self.annotator!r}: shown order {self.shown} repeats")
+        if self.meta:
+            _check_values(dict(self.meta), f"fields of the vote of {self.annotator!r}")
+
+    def outcomes(self) -> dict[tuple[int, int], int]:
+        """For each two responses that the vote compares, the lower index first: 1, -1 or 0, as the
+        first, the second or neither is better."""
+        tier_of = {index: tier for tier, members in enumerate(self.ranking) for index in members}
+        unordered = len(self.ranking) - 1 if self.rest_unordered else None
+        return {
+            (i, j): (tier_of[i] < tier_of[j]) - (tier_of[i] > tier_of[j])
+            for i, j in combinations(sorted(tier_of), 2)
+            if tier_of[i] != tier_of[j] or tier_of[i] != unordered
+        }
 
 
 @dataclass(frozen=True)
@@ -182,7 +215,25 @@ class PreferenceGroup:
     id: str | None = None
     file: str = ""
     line: int = 0
+    further_lines: tuple[int, ...] = ()
+    """Lines of the rows that were merged into that of `line`."""
+    source: str = ""
+    """Name of the data source, by which metrics can be told apart."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    votes_counted: bool = field(default=False, compare=False)
+    """True: the comparisons were counted from `votes` and nothing else, so that a loss may read the
+    votes in their place. False: they were stated, at least in part, and stand; the votes are only
+    kept. How the group was read, no part of what it says."""
+
+    @property
+    def lines(self) -> tuple[int, ...]:
+        """Lines of `file` of all rows that the group is made of."""
+        return (self.line, *self.further_lines)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of input rows that the group is made of: what it counts in a ledger's sum."""
+        return len(self.lines)
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)

@@ -82,12 +82,19 @@ def render_groups(
     groups: Sequence[PreferenceGroup], renderer: Renderer, ledger: Ledger
 ) -> list[RenderedGroup]:
     """Render all groups; a group that can't be rendered becomes a row of the ledger."""
-    rendered: list[RenderedGroup] = []
-    for group in progress(groups, "render"):
-        try:
-            rendered.append(render_group(group, renderer, ledger))
-        except PalateError as error:
-            if renderer.lengths.overlong == "error" and error.reason == OVERLONG:
-                raise
-            ledger.add(group.file, group.line, "row", error.reason, str(error), group.id)
-    return rendered
+    rendered = (render_or_note(group, renderer, ledger) for group in progress(groups, "render"))
+    return [group for group in rendered if group is not None]
+
+
+def render_or_note(
+    group: PreferenceGroup, renderer: Renderer, ledger: Ledger
+) -> RenderedGroup | None:
+    """The rendered group; None for one that can't be, whose rows then stand in the ledger."""
+    try:
+        return render_group(group, renderer, ledger)
+    except PalateError as error:
+        if renderer.lengths.overlong == "error" and error.reason == OVERLONG:
+            raise
+        for line in group.lines:
+            ledger.add(group.file, line, "row", error.reason, str(error), group.id)
+        return None

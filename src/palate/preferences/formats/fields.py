@@ -7,18 +7,42 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from palate.errors import PalateError
-from palate.preferences.types import Message, PreferenceGroup
+from palate.preferences.types import Comparison, Message, Response, Vote
 
 Row = Mapping[str, Any]
 _KNOWN_CONTENT = ("image", "image_url", "audio", "input_audio", "audio_url", "video", "video_url")
 
 
-@dataclass
-class Parsed:
-    """A group and what was left out of its row on the way: (kind, reason, detail)."""
+Note = tuple[str, str, str]
+"""Something left out: (kind, reason, detail) of a ledger entry."""
 
-    group: PreferenceGroup
-    notes: list[tuple[str, str, str]] = field(default_factory=list)
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a row says, or several of one prompt, before votes and ratings are counted."""
+
+    prompt: tuple[Message, ...]
+    responses: tuple[Response, ...]
+    stated: tuple[Comparison, ...] = ()
+    """Comparisons that the row states itself."""
+    votes: tuple[Vote, ...] = ()
+    """Votes that make comparisons."""
+    beside: tuple[Vote, ...] = ()
+    """Votes beside stated comparisons, which are only kept."""
+    rated_by: str = ""
+    """The field whose ratings make comparisons; empty where ratings make none."""
+    rated: frozenset[int] = frozenset()
+    """Responses whose ratings make comparisons with each other."""
+    rated_apart: tuple[Mapping[int, float], ...] = ()
+    """Ratings of each row, where rows that were merged rate one response differently: then they
+    make comparisons within each row, in place of those of `rated`."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """tools, template_arguments, id and meta of the group."""
+    lines: tuple[int, ...] = ()
+    notes: tuple[Note, ...] = ()
+    """What was left out of the row."""
+    heeds: frozenset[str] = frozenset()
+    """Settings (fields of `VoteSettings`, and `rating`) that reading the row has heeded."""
 
 
 def field_names(row: Row) -> str:
@@ -31,6 +55,14 @@ def require(row: Row, name: str) -> Any:
     if row.get(name) is None:
         raise PalateError(f"no field {name!r}; found {field_names(row)}", "missing field")
     return row[name]
+
+
+def require_one(row: Row, names: Sequence[str]) -> Any:
+    """The value of the first of these fields that is there; PalateError where none is."""
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    raise PalateError(f"no field {' or '.join(names)}; found {field_names(row)}", "missing field")
 
 
 def number(value: Any, name: str) -> float:
@@ -94,6 +126,17 @@ def json_field(row: Row, name: str) -> Any:
     return value
 
 
+def object_of(value: Any) -> Any:
+    """The object whose JSON text a table's cell holds; any other value as it is."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        return parsed if isinstance(parsed, dict) else value
+    return value
+
+
 def optional(row: Row, name: str) -> Any:
     """The field's value; None where it is missing, null or an empty cell of a CSV file."""
     value = row.get(name)
@@ -115,20 +158,29 @@ def list_field(row: Row, name: str) -> Sequence[Any]:
 def common_fields(row: Row, used: Sequence[str]) -> dict[str, Any]:
     """tools, template arguments, id and meta of a row; meta holds what the format did not use."""
     tools = list_field(row, "tools")
-    arguments = json_field(row, "template_arguments") or json_field(row, "chat_template_kwargs")
+    stated = [
+        json_field(row, name) or {} for name in ("template_arguments", "chat_template_kwargs")
+    ]
+    if all(stated) and stated[0] != stated[1]:
+        raise PalateError(
+            f"template_arguments {stated[0]!r:.60} and chat_template_kwargs {stated[1]!r:.60} are"
+            " two names of one thing and differ",
+            "template arguments differ",
+        )
+    arguments = stated[0] or stated[1]
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise PalateError(f"tools is {tools!r:.60}, not a list of objects", "wrong type")
-    if not isinstance(arguments or {}, Mapping):
+    if not isinstance(arguments, Mapping):
         raise PalateError(f"template_arguments is {arguments!r:.60}, not an object", "wrong type")
     taken = {*used, "tools", "template_arguments", "chat_template_kwargs", "id", "meta"}
     rest = {key: value for key, value in row.items() if key not in taken}
-    meta = row.get("meta")
+    meta = object_of(row.get("meta"))
     if meta is not None and not isinstance(meta, Mapping):
         meta = {"meta": meta}
     identifier = optional(row, "id")
     return {
         "tools": tuple(tools),
-        "template_arguments": dict(arguments or {}),
+        "template_arguments": dict(arguments),
         "id": None if identifier is None else str(identifier),
         "meta": {**rest, **(meta or {})},
     }

@@ -1,11 +1,21 @@
-"""Rewards and comparisons to a loss: pure functions."""
+"""Rewards and what people said to a loss: pure functions, and the objective that chooses one."""
 
 from palate.objectives.bradley_terry import (
     ComparisonBatch,
-    Ties,
     bradley_terry,
     comparison_losses,
     soft_target,
 )
+from palate.objectives.objective import Objective, ObjectiveBatch
+from palate.objectives.settings import ObjectiveSettings, Ties
 
-__all__ = ["ComparisonBatch", "Ties", "bradley_terry", "comparison_losses", "soft_target"]
+__all__ = [
+    "ComparisonBatch",
+    "Objective",
+    "ObjectiveBatch",
+    "ObjectiveSettings",
+    "Ties",
+    "bradley_terry",
+    "comparison_losses",
+    "soft_target",
+]

@@ -3,18 +3,18 @@
 Legend: N responses, C comparisons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from palate.objectives.settings import Ties
 from palate.preferences.types import Comparison
 
-Ties = Literal["half", "drop"]
-"""What Bradley-Terry, which knows no ties, makes of tie votes: half a win each, or nothing."""
+Row = tuple[float, float, float, float, float, float]
+"""better, worse, target, tie, margin, weight of one comparison."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +25,50 @@ class ComparisonBatch:
     """Index into the N rewards."""
     worse_C: Tensor
     target_C: Tensor
-    """Probability that `better` wins, ties included."""
+    """Probability that `better` wins; given no tie where `tie_C` says how many votes were ties."""
+    tie_C: Tensor
+    """Share of tie votes that are still to be accounted for."""
     margin_C: Tensor
     weight_C: Tensor
     """The comparison's weight, divided by the number of comparisons of its prompt."""
 
     @classmethod
     def gather(
-        cls, groups: Sequence[tuple[int, Sequence[Comparison]]], ties: Ties = "half"
+        cls,
+        groups: Sequence[tuple[int, Sequence[Comparison]]],
+        ties: Ties | None = "half",
+        label_smoothing: float = 0.0,
     ) -> "ComparisonBatch":
-        """From (number of responses, comparisons) of each prompt, in the order of the rewards."""
-        columns: list[tuple[float, ...]] = []
+        """From (number of responses, comparisons) of each prompt, in the order of the rewards.
+
+        `ties` turns tie votes into targets or weights; with None they stay apart, in `tie_C`.
+        Smoothing gives its share of each target to the other side.
+        """
+        rows: list[Row] = []
         offset = 0
         for num_responses, comparisons in groups:
             for c in comparisons:
-                target, share = soft_target(c.probability, c.tie, ties)
+                target, share, tie = c.probability, 1.0, c.tie
+                if ties is not None:
+                    target, share = soft_target(c.probability, c.tie, ties)
+                    tie = 0.0
+                target = smoothed(target, label_smoothing)
                 weight = c.weight * share / len(comparisons)
-                columns.append((offset + c.better, offset + c.worse, target, c.margin, weight))
+                rows.append((offset + c.better, offset + c.worse, target, tie, c.margin, weight))
             offset += num_responses
-        table = torch.tensor(columns, dtype=torch.float64).reshape(-1, 5)
+        return cls.from_rows(rows)
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Row]) -> "ComparisonBatch":
+        """Indices and weights already in terms of the whole batch."""
+        table = torch.tensor(list(rows), dtype=torch.float64).reshape(-1, 6)
         return cls(
             table[:, 0].long(), table[:, 1].long(), *(column.float() for column in table[:, 2:].T)
         )
+
+    def counted_responses(self) -> Tensor:
+        """Indices into the N rewards: one of each comparison with a weight."""
+        return self.better_C[self.weight_C > 0]
 
     def to(self, device: torch.device) -> "ComparisonBatch":
         return ComparisonBatch(*(getattr(self, name).to(device) for name in self.__annotations__))
@@ -59,14 +81,37 @@ def soft_target(probability: float, tie: float, ties: Ties) -> tuple[float, floa
     return probability, 1 - tie
 
 
-def comparison_losses(reward_N: Tensor, batch: ComparisonBatch) -> Tensor:
+def smoothed(target: float, label_smoothing: float) -> float:
+    """(1 - e) p + e (1 - p): the target if a share e of the labels were turned round."""
+    return target + label_smoothing * (1 - 2 * target)
+
+
+def at_least_float32(reward_N: Tensor) -> Tensor:
+    """Losses need float32; float64 stays, so that gradients can be checked."""
+    return reward_N if reward_N.dtype == torch.float64 else reward_N.float()
+
+
+def reward_difference(reward_N: Tensor, batch: ComparisonBatch) -> Tensor:
+    """reward(better) - reward(worse) of each comparison, shape C."""
+    reward_N = at_least_float32(reward_N)
+    return reward_N[batch.better_C] - reward_N[batch.worse_C]
+
+
+def comparison_losses(
+    reward_N: Tensor, batch: ComparisonBatch, scale_C: Tensor | float = 1.0
+) -> Tensor:
     """Unweighted loss of each comparison, shape C: -[p log s(d - m) + (1 - p) log s(-d)].
 
-    d = reward(better) - reward(worse), s the logistic function, p the target, m the margin
-    (Bradley and Terry 1952; margin as in Llama 2, 2307.09288, eq. 2). Computed in float32 with
-    logsigmoid, which stays finite for any d. The derivative in d is (1 - p) s(d) - p s(m - d).
+    d = scale * (reward(better) - reward(worse)), s the logistic function, p the target, m the
+    margin (Bradley and Terry 1952; margin as in Llama 2, 2307.09288, eq. 2). Computed in float32
+    with logsigmoid, which stays finite for any d. The derivative in d is (1 - p) s(d) - p s(m - d).
+
+    Optimum of one comparison: without margin d = log(p / (1 - p)); with a margin and p = 1 none is
+    finite, and the loss is that of d - m without one. Label smoothing e of a sure label gives
+    d = log((1 - e) / e) (Szegedy et al. 2016, 1512.00567). Weights move no optimum of one
+    comparison; of two that contradict each other, with weights u and v, it is d = log(u / v).
     """
-    difference_C = reward_N.float()[batch.better_C] - reward_N.float()[batch.worse_C]
+    difference_C = scale_C * reward_difference(reward_N, batch)
     won_C = batch.target_C * logsigmoid(difference_C - batch.margin_C)
     lost_C = (1 - batch.target_C) * logsigmoid(-difference_C)
     return -(won_C + lost_C)

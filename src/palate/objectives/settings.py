@@ -1,0 +1,67 @@
+"""Which objective, and its options."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from palate.errors import PalateError
+
+Ties = Literal["half", "drop"]
+"""What a loss that knows no ties makes of tie votes: half a win each, or nothing."""
+
+Kind = Literal["bradley-terry", "davidson", "rao-kupper", "plackett-luce", "hinge", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What is minimised. Equations, sources and measured results: docs/objectives.md."""
+
+    kind: Kind = "bradley-terry"
+    """bradley-terry; davidson and rao-kupper model ties with a learned width; plackett-luce takes
+    rankings; hinge; regression on ratings is a baseline."""
+    ties: Ties = "half"
+    """A tie vote counts as half a win for each side, or not at all: in objectives that don't model
+    ties, and in the loss and temperature of every evaluation."""
+    label_smoothing: float = 0.0
+    """Share of each comparison's probability that is given to the other side, from 0 to below
+    0.5. Not with plackett-luce or regression."""
+    hinge_margin: float = 1.0
+    """hinge: difference of rewards below which there is a loss; a comparison's own margin is
+    added to it."""
+    top_k: int = 0
+    """plackett-luce: only the first k places of a ranking count; 0 = all. A tie that begins among
+    them counts whole."""
+    annotators: Literal["pooled", "scaled"] = "pooled"
+    """scaled: each annotator's votes have a learned scale, so that noise weighs less; needs
+    votes. Bradley-Terry only."""
+    centring: float = 0.0
+    """Weight of the mean squared sum of the two rewards of a comparison; 0 = none."""
+    sum_to_zero: float = 0.0
+    """Weight of the squared mean reward of a step; 0 = none. Costs a second forward pass where a
+    step has several microbatches."""
+
+    def __post_init__(self) -> None:
+        for name in ("centring", "sum_to_zero"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise PalateError(f"objective.{name} is {value}, must be a number of 0 or more")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise PalateError(
+                f"objective.label_smoothing is {self.label_smoothing}, must be in [0, 0.5)"
+            )
+        if not 0 < self.hinge_margin < math.inf:
+            raise PalateError(f"objective.hinge_margin is {self.hinge_margin}, must be above 0")
+        if self.top_k < 0:
+            raise PalateError(f"objective.top_k is {self.top_k}, must be 0 or more")
+        for name, unset, kinds in (
+            ("label_smoothing", 0.0, ("bradley-terry", "davidson", "rao-kupper", "hinge")),
+            ("hinge_margin", 1.0, ("hinge",)),
+            ("top_k", 0, ("plackett-luce",)),
+            ("annotators", "pooled", ("bradley-terry",)),
+        ):
+            value = getattr(self, name)
+            if value != unset and self.kind not in kinds:
+                raise PalateError(
+                    f"objective.{name} {value} has no effect with objective.kind {self.kind}; it is"
+                    f" for {', '.join(kinds)}. Leave it out"
+                )

@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -16,22 +17,29 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedModel,
+    dynamic_module_utils,
     pipeline,
 )
 
 import palate
+from palate.cli.main import main
 from palate.errors import PalateError
 from palate.model.checkpoint import SIDECAR, Sidecar, read_sidecar, save_checkpoint, write_sidecar
 from palate.model.loading import load_model
 from palate.model.reward_model import RewardModel
 from palate.model.selfcheck import max_positions
 from palate.model.settings import BodySettings
+from palate.pipeline.evaluate import EvaluateConfig, evaluate
 from palate.pipeline.quickstart import minilm_directory
+from palate.pipeline.score_file import ScoreConfig, score_file
 from palate.rendering import LengthSettings, Renderer
 from palate.scoring.scorer import Scorer
+from tests.runs import pair_rows, quick_config, quick_training, write_rows
 from tests.tiny import (
     CAUSAL,
     CHATML,
@@ -62,11 +70,13 @@ TALKS = [
 ]
 
 
-def train_nothing(directory: Path, body: str, text: str = "abc") -> Scorer:
-    """A checkpoint as a run leaves it, with a random head in place of a trained one."""
+def train_nothing(directory: Path, body: str, text: str = "abc", **form: Any) -> Scorer:
+    """A checkpoint as a run leaves it, with a random head (and query) in place of a trained one."""
     torch.manual_seed(1)
-    loaded = load_model(body, BodySettings(head_init="normal"), for_training=True)
+    loaded = load_model(body, BodySettings(head_init="normal", **form), for_training=True)
     model = loaded.model.eval()
+    if model.query is not None:
+        torch.nn.init.normal_(model.query, std=3.0)
     lengths = LengthSettings().resolved(max_positions(model.config))
     renderer = Renderer(loaded.tokenizer, lengths)
     scorer = Scorer(model, renderer)
@@ -75,6 +85,7 @@ def train_nothing(directory: Path, body: str, text: str = "abc") -> Scorer:
     sidecar = Sidecar(
         pooling=model.pooling,
         head_name=model.head_name,
+        plain=model.plain,
         layout=model.layout,
         dtype="float32",
         end_of_turn=renderer.end_of_turn,
@@ -521,7 +532,7 @@ REFUSED: dict[Callable[[Path], None], str] = {
     without_config: r"no usable config\.json",
     with_a_damaged_config: r"no usable config\.json",
     of_an_unknown_type: r"no usable config\.json.*abacus",
-    with_code_of_its_own: r"code of its own.*set body.trust_remote_code",
+    with_code_of_its_own: r"code of its own.*set trust_remote_code \(body\.trust_remote_code",
     without_tokenizer: r"no usable tokenizer.*tokenizer\.json beside",
     adapter_only: r"adapter.*merge it",
 }
@@ -548,17 +559,168 @@ def test_a_body_is_refused_for_training_where_its_own_weights_are_missing(tmp_pa
         load_model(str(tmp_path), for_training=True)
 
 
-def test_a_body_without_a_sequence_classification_class_is_refused_in_a_few_words(
-    tmp_path: Path,
-) -> None:
-    config = AutoConfig.for_model(
-        "mamba", vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4
+def test_a_trained_head_that_no_class_of_transformers_reads_is_refused(tmp_path: Path) -> None:
+    """CTRL's class runs its head on every token; Granite has no such class at all."""
+    config = AutoConfig.for_model("ctrl", vocab_size=300, n_embd=32, n_layer=1, n_head=4, dff=32)
+    config.num_labels = 1
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "ctrl")
+    save_tiny(tmp_path / "granite", "granite")
+    edit_json(tmp_path / "granite" / "config.json", id2label={"0": "reward"})
+    edit_weights(
+        tmp_path / "granite", lambda weights: weights.update({"score.weight": torch.ones(1, 32)})
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(PalateError, match=r"no sequence-classification class for mamba") as refusal:
-        load_model(str(tmp_path), for_training=True)
-    assert len(str(refusal.value)) < 600
+    for kind in ("ctrl", "granite"):
+        byte_tokenizer().save_pretrained(tmp_path / kind)
+        with pytest.raises(PalateError, match=rf"no sequence-classification class for {kind} "):
+            palate.load(tmp_path / kind)
+
+
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"pooling": "mean"}),
+    ("llama", {"head": "mlp", "head_width": 7}),
+    ("gpt2", {"pooling": "attention", "head": "mlp"}),
+    ("mixtral", {"pooling": "attention"}),
+    ("bert", {"pooling": "mean"}),
+    ("bert", {"pooling": "attention", "head": "mlp"}),
+    ("modernbert", {"pooling": "last"}),
+    ("granite", {}),
+    ("mamba", {"pooling": "mean", "head": "mlp"}),
+]
+
+
+def train_form(directory: Path, kind: str, form: dict[str, Any]) -> Scorer:
+    """A checkpoint of this form, its query not zero."""
+    return train_nothing(directory / "model", save_tiny(directory / "body", kind), **form)
+
+
+@pytest.mark.parametrize(("kind", "form"), FORMS)
+def test_a_pooling_or_head_of_ours_is_loaded_by_palate_and_refused_by_plain_classes(
+    kind: str, form: dict[str, Any], tmp_path: Path
+) -> None:
+    """To the same rewards, and by no other class to others; the files say so."""
+    scorer = train_form(tmp_path, kind, form)
+    directory = tmp_path / "model"
+    expected = ours(scorer)
+    assert max(expected) - min(expected) > 1e-3
+    again = palate.load(directory)
+    assert ours(again) == pytest.approx(expected, abs=TOLERANCE)
+    assert again.model.pooling == scorer.model.pooling == form.get("pooling", "last")
+    assert type(again.model.head) is type(scorer.model.head)
+    assert again.sidecar is not None
+    assert not again.sidecar.plain
+    config = json.loads((directory / "config.json").read_text())
+    assert "only palate loads" in config["palate"]
+    assert config["architectures"] == ["PalateRewardModel"]
+    assert {path.name for path in directory.glob("*.safetensors")} == {
+        "model.palate.safetensors",
+        "reward_head.safetensors",
+    }
+    concrete = type(AutoModel.from_config(AutoConfig.from_pretrained(directory)))
+    for plain_class in (AutoModelForSequenceClassification, AutoModel, concrete):
+        # A class that transformers doesn't have is refused before the files are looked at.
+        with pytest.raises(
+            (OSError, ValueError), match=r"no file named model\.safetensors|Unrecognized"
+        ):
+            plain_class.from_pretrained(directory)
+
+
+def test_sharded_weights_beside_a_head_of_ours_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = PreTrainedModel.save_pretrained
+
+    def in_shards(self: Any, *places: Any, **arguments: Any) -> None:
+        save(self, *places, max_shard_size="20KB", **arguments)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", in_shards)
+    scorer = train_form(tmp_path, "llama", {"pooling": "mean"})
+    assert (tmp_path / "model" / "model.safetensors.index.palate.json").exists()
+    assert ours(palate.load(tmp_path / "model")) == pytest.approx(ours(scorer), abs=TOLERANCE)
+    max((tmp_path / "model").glob("model.palate-*.safetensors")).unlink()
+    with pytest.raises(PalateError, match=r"missing, but model\.safetensors\.index\.palate\.json"):
+        palate.load(tmp_path / "model")
+
+
+def test_the_head_file_is_part_of_the_fingerprint_and_its_faults_are_named(tmp_path: Path) -> None:
+    train_form(tmp_path, "llama", {"pooling": "attention", "head": "mlp", "head_width": 5})
+    directory = tmp_path / "model"
+    path = directory / "reward_head.safetensors"
+    whole = path.read_bytes()
+    weights = load_file(path)
+    about = {"format": "pt", "pooling": "attention", "head": "mlp"}
+
+    def refused(message: str) -> None:
+        with pytest.raises(PalateError, match=message):
+            palate.load(directory)
+
+    save_file({**weights, "query": weights["query"] + 0.1}, path, metadata=about)
+    refused(r": weights changed since")
+    narrow = {"weight": torch.ones(1, 8)}
+    save_file(narrow, path, metadata={**about, "pooling": "mean", "head": "linear"})
+    refused(r"reads states of width 8, the body gives 32; .*don't belong together")
+    faults: list[tuple[dict[str, torch.Tensor], dict[str, str]]] = [
+        (weights, {**about, "pooling": "median"}),
+        (weights, {**about, "head": "linear"}),
+        (weights, {**about, "pooling": "mean"}),
+        ({n: t for n, t in weights.items() if n != "query"}, about),
+        (weights, {"format": "pt"}),
+    ]
+    for tensors, metadata in faults:
+        save_file(tensors, path, metadata=metadata)
+        refused(r"reward_head\.safetensors: damaged.*get the file again")
+    path.write_bytes(whole[:-20])
+    refused(r"reward_head\.safetensors: damaged.*get the file again")
+    path.unlink()
+    refused(r"reward_head\.safetensors is missing; get the file again")
+    path.write_bytes(whole)
+    palate.load(directory)
+
+
+ASKED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {"pooling": "mean"}, r"a reward model with pooling last; body\.pooling mean would need"),
+    ({}, {"head": "mlp"}, r"a reward model with head linear; body\.head mlp would need"),
+    ({"pooling": "mean"}, {"pooling": "last"}, r"with pooling mean; body\.pooling last would need"),
+    ({"head": "mlp", "head_width": 5}, {"head": "linear"}, r"with head mlp; body\.head linear"),
+    (
+        {"head": "mlp", "head_width": 5},
+        {"head": "mlp", "head_width": 6},
+        r"with head_width 5; body\.head_width 6",
+    ),
+]
+
+
+@pytest.mark.parametrize(("form", "asked", "message"), ASKED)
+@pytest.mark.parametrize("for_training", [False, True])
+def test_a_trained_head_is_never_replaced(
+    for_training: bool, form: dict[str, Any], asked: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """Another pooling or head than the checkpoint's is refused, its own accepted by name; a warm
+    start goes on from its rewards."""
+    scorer = train_form(tmp_path, "llama", form)
+    name = str(tmp_path / "model")
+    with pytest.raises(PalateError, match=message + r".*start from a model without a reward head"):
+        load_model(name, BodySettings(**asked), for_training=for_training)
+    for settings in (BodySettings(), BodySettings(**form)):
+        warm = load_model(name, settings, for_training=for_training)
+        assert warm.has_trained_head
+        renderer = Renderer(warm.tokenizer, scorer.renderer.lengths)
+        assert ours(Scorer(warm.model, renderer)) == pytest.approx(ours(scorer), abs=TOLERANCE)
+
+
+def test_settings_of_the_head_without_effect_are_refused() -> None:
+    with pytest.raises(PalateError, match=r"body\.head_width is -1, must be 0 or more"):
+        BodySettings(head="mlp", head_width=-1)
+    for head in ("auto", "linear"):
+        with pytest.raises(
+            PalateError, match=rf"head_width 8 has no effect with body\.head {head}"
+        ):
+            BodySettings(head=head, head_width=8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["llama", "granite"])
+def test_the_first_token_of_a_causal_body_is_no_pooling(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(PalateError, match=rf"{kind} is a causal body .*set body\.pooling to last"):
+        load_model(save_tiny(tmp_path, kind), BodySettings(pooling="cls"), for_training=True)
 
 
 def test_a_sharded_reward_model_loads(tmp_path: Path) -> None:
@@ -653,3 +815,94 @@ def test_what_servers_read_from_the_configuration_is_there(kind: str, tmp_path: 
     assert stored["truncation"] is stored["padding"] is None
     assert not (stored["post_processor"] or {}).get("special_tokens")
     assert not list((tmp_path / "model").glob("*.bin"))
+
+
+BODY_CODE = """
+from torch import nn
+from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
+
+
+class AbacusConfig(LlamaConfig):
+    model_type = "abacus"
+
+
+class AbacusModel(LlamaModel):
+    config_class = AbacusConfig
+"""
+CLASSIFIER_CODE = """
+
+class AbacusForSequenceClassification(LlamaPreTrainedModel):
+    config_class = AbacusConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = AbacusModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+"""
+
+
+def save_with_code(directory: Path, classifier: bool) -> str:
+    """A Llama under a name of its own, with its classes in `code.py` beside it."""
+    save_tiny(directory)
+    auto_map = {"AutoConfig": "code.AbacusConfig", "AutoModel": "code.AbacusModel"}
+    if classifier:
+        auto_map["AutoModelForSequenceClassification"] = "code.AbacusForSequenceClassification"
+    edit_json(directory / "config.json", model_type="abacus", auto_map=auto_map)
+    (directory / "code.py").write_text(BODY_CODE + CLASSIFIER_CODE * classifier)
+    return str(directory)
+
+
+@pytest.mark.parametrize("classifier", [True, False])
+def test_code_of_a_checkpoints_own_runs_from_training_to_scores(
+    classifier: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The saved run has the code beside its weights, and needs the base no more. Without leave
+    nothing of it is run."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    body = save_with_code(tmp_path / "body", classifier)
+    data = write_rows(tmp_path / "pairs.jsonl", pair_rows(20))
+    settings = BodySettings(trust_remote_code=True, head_init="normal")
+    config = quick_config(
+        tmp_path, model=body, data=data, body=settings, training=quick_training(max_steps=1)
+    )
+    trained = palate.train(config).scorer
+    assert trained is not None
+    shutil.rmtree(body)
+    run = tmp_path / "run"
+    assert (run / "model" / "code.py").exists()
+    expected = trained.score("A question", "An answer")
+    again = palate.load(run, trust_remote_code=True)
+    assert again.score("A question", "An answer") == pytest.approx(expected, abs=TOLERANCE)
+    if classifier:
+        plain = AutoModelForSequenceClassification.from_pretrained(
+            run / "model", trust_remote_code=True
+        )
+        assert type(plain).__name__ == "AbacusForSequenceClassification"
+        assert type(plain).__module__.startswith("transformers_modules.model."), "not the base's"
+        assert torch.equal(plain.score.weight, trained.model.head.weight)
+
+    refusal = "code of its own"
+    scored = {"data": str(tmp_path / "rows.jsonl"), "output": str(tmp_path / "scores.jsonl")}
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "A question", "response": "An answer"}])
+    with pytest.raises(PalateError, match=refusal):
+        evaluate(EvaluateConfig(model=str(run), data=data))
+    with pytest.raises(PalateError, match=refusal):
+        score_file(ScoreConfig(model=str(run), **scored))
+    measured = evaluate(
+        EvaluateConfig(model=str(run), data=data, part="test", trust_remote_code=True)
+    )
+    assert measured.num_prompts + measured.num_elsewhere == 20
+    score_file(ScoreConfig(model=str(run), trust_remote_code=True, **scored))
+    (row,) = map(json.loads, (tmp_path / "scores.jsonl").read_text().splitlines())
+    assert row["reward"] == pytest.approx(expected, abs=TOLERANCE)
+    texts = ["A question", "An answer", "Another"]
+    for verb in ("rank", "compare"):
+        assert main([verb, str(run), *texts]) != 0
+        assert refusal in capsys.readouterr().err
+        assert main([verb, str(run), *texts, "--trust-remote-code", "--json"]) == 0
+        json.loads(capsys.readouterr().out)

@@ -75,7 +75,7 @@ def planned(
     """Rewards of each group, in the order of the groups."""
     found: dict[int, Tensor] = {}
     for plan in (plan_trees if layout == "tree" else plan_rows)(groups, tokens, PAD):
-        reward_N, _ = model.run(plan)
+        reward_N = model.run(plan).reward_N
         sizes = [len(groups[index]) for index in plan.groups]
         found.update(zip(plan.groups, torch.split(reward_N, sizes), strict=True))
     return [found[index] for index in range(len(groups))]
@@ -269,7 +269,7 @@ def test_neighbours_and_padding_do_not_change_a_reward(kind: str) -> None:
         left_RT[row, start:] = torch.tensor(sequence)
         tree_RT[row, start:] = row
         position_RT[row, start:] = torch.arange(len(sequence))
-    ours, _ = model(
+    ours, *_ = model(
         input_ids_RT=left_RT,
         position_RT=position_RT,
         tree_RT=tree_RT,
@@ -336,8 +336,14 @@ def save_own_window(directory: Path) -> str:
     )
 
 
+def save_alibi(directory: Path) -> str:
+    sizes = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 4}
+    return save_other(directory, "mpt", **sizes)
+
+
 INEXACT = {
-    "differ by": save_bidirectional,
+    "bidirectional": save_bidirectional,
+    "differ by": save_alibi,
     "linear_attention": save_linear_attention,
     "window_size": save_own_window,
 }
@@ -347,8 +353,9 @@ INEXACT = {
 def test_a_body_whose_tree_is_not_exact_falls_back_to_rows_and_says_why(
     reason: str, tmp_path: Path
 ) -> None:
-    """A causal class told to look both ways; layers with linear attention; and windows of 256 that
-    the layers count in columns, which texts of a self-check are too short to show."""
+    """A causal class told to look both ways; distances counted in columns; layers with linear
+    attention; and windows of 256 that the layers count in columns, which texts of a self-check are
+    too short to show."""
     name = INEXACT[reason](tmp_path)
     with pytest.warns(UserWarning, match=f"layout rows instead of tree.*{reason}"):
         model = load_model(name, for_training=False).model
@@ -471,7 +478,7 @@ def test_the_head_runs_in_float32_over_a_bfloat16_body(kind: str, tmp_path: Path
     (plan,) = plan_rows([[ids(random, 12) for _ in range(8)]], 10**9, PAD)
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            reward_N, hidden_ND = model.run(plan)
+            reward_N, hidden_ND, *_ = model.run(plan)
         assert reward_N.dtype == hidden_ND.dtype == torch.float32
         exact = hidden_ND.double() @ model.head.weight[0].double()
         assert (reward_N - exact).abs().max() < 1e-6
@@ -508,7 +515,7 @@ def test_dropout_is_off_in_training_unless_asked_for(kind: str, tmp_path: Path) 
         settings = BodySettings(dropout=dropout)
         model = load_model(name, settings, for_training=True).model.train()
         with torch.no_grad():
-            return float(model.run(plan)[0]), float(model.run(plan)[0])
+            return float(model.run(plan).reward_N), float(model.run(plan).reward_N)
 
     first, second = twice(dropout=False)
     assert first == second

@@ -6,7 +6,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 CHATML = (
     "{%- for message in messages -%}"
@@ -107,6 +112,7 @@ CAUSAL: dict[str, dict[str, Any]] = {
     },
     "phi3": {**GROUPED, "sliding_window": 16},
     "olmo2": GROUPED,
+    "mixtral": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
 }
 CAUSAL["qwen2 window"] = {
     **GROUPED,
@@ -134,6 +140,30 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
 }
 
+WITHOUT_CLASS: dict[str, dict[str, Any]] = {
+    "granite": GROUPED,
+    "cohere": GROUPED,
+    "olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
+    "mamba": {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+}
+"""Bodies for which transformers has no sequence-classification class."""
+
+
+def tiny_body(kind: str, seed: int = 0) -> Any:
+    """A random body alone, weights as large as in `tiny_transformer`."""
+    sizes = CAUSAL.get(kind) or ENCODERS.get(kind) or WITHOUT_CLASS[kind]
+    torch.manual_seed(seed)
+    return enlarge(AutoModel.from_config(AutoConfig.for_model(kind.split()[0], **sizes)))
+
+
+def enlarge(model: Any) -> Any:
+    """Weights large enough to make masks and neighbours matter; a state-space decay is kept."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and not name.endswith("A_log"):
+                parameter.normal_(std=0.15)
+    return model.eval()
+
 
 def tiny_transformer(kind: str, seed: int = 0, attention: str | None = None) -> Any:
     """A random sequence classifier with one label, large enough weights to make masks matter."""
@@ -145,11 +175,7 @@ def tiny_transformer(kind: str, seed: int = 0, attention: str | None = None) -> 
     model = AutoModelForSequenceClassification.from_config(
         config, attn_implementation=implementation
     )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.15)
-    return model.eval()
+    return enlarge(model)
 
 
 def save_tiny(
@@ -161,7 +187,11 @@ def save_tiny(
     seed: int = 0,
 ) -> str:
     """A checkpoint directory: a body, with or without its head, and a tokenizer."""
-    model = tiny_transformer(kind, seed)
-    (model if head else model.base_model).save_pretrained(directory)
+    if kind in WITHOUT_CLASS:
+        assert not head, f"transformers has no class for {kind} with a head"
+        tiny_body(kind, seed).save_pretrained(directory)
+    else:
+        model = tiny_transformer(kind, seed)
+        (model if head else model.base_model).save_pretrained(directory)
     (tokenizer or byte_tokenizer()).save_pretrained(directory)
     return str(directory)

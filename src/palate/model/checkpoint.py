@@ -1,5 +1,7 @@
 """A reward model on disk: a plain sequence-classification checkpoint, and `reward_model.json`.
 
+A pooling or head that no plain class has makes it a body and a head file of ours (`head_file`).
+
 The sidecar holds what the plain format has no place for: pooling, fingerprint, lengths, where mean,
 deviation and temperature come from, and texts with their rewards for the check at loading.
 """
@@ -13,6 +15,7 @@ from typing import Any
 
 from palate.artifacts.files import describe_os_error, sha256_file, write_json
 from palate.errors import PalateError
+from palate.model.head_file import VARIANT, mark_config, write_head
 from palate.model.reward_model import RewardModel
 from palate.model.selfcheck import max_positions
 from palate.rendering import LengthSettings, Renderer
@@ -28,6 +31,9 @@ class Sidecar:
 
     pooling: str
     head_name: str
+    """Of the last layer in the plain class; reward_head where the head is in a file of its own."""
+    plain: bool = True
+    """Whether plain `AutoModelForSequenceClassification` loads it to the same rewards."""
     layout: str
     dtype: str
     end_of_turn: str
@@ -50,9 +56,15 @@ class Sidecar:
 def save_checkpoint(directory: Path, model: RewardModel, renderer: Renderer) -> dict[str, str]:
     """Write weights, configuration and tokenizer so that plain classes load them; hash what counts.
 
-    The files appear under their names only when all of them are written. Raises PalateError when
-    the disk is full or not writable.
+    A model that is not plain is written so that they refuse it. The files appear under their names
+    only when all of them are written. Raises PalateError when the disk is full or not writable, and
+    for a quantised body.
     """
+    if model.quantized:
+        raise PalateError(
+            "a quantised body can't be saved: its weights are rounded to what bitsandbytes packs;"
+            " merge the adapters that were trained on it, or load it without body.quantization"
+        )
     config = model.config
     config.num_labels = 1
     config.problem_type = "regression"  # servers then print the reward, not its sigmoid
@@ -63,7 +75,10 @@ def save_checkpoint(directory: Path, model: RewardModel, renderer: Renderer) -> 
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.transformer.save_pretrained(partial, safe_serialization=True)
+        model.transformer.save_pretrained(partial, variant=None if model.plain else VARIANT)
+        if not model.plain:
+            write_head(partial, model)
+            mark_config(partial, model)
         renderer.tokenizer.save_pretrained(partial)
         _name_generic_class(partial / "tokenizer_config.json")
         directory.mkdir(parents=True, exist_ok=True)

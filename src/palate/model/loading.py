@@ -1,30 +1,39 @@
 """Checkpoints to reward models; what isn't one is refused by name."""
 
-import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as hf_logging
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from palate.artifacts.hub import model_directory
 from palate.errors import PalateError
-from palate.model.reward_model import HEAD_NAMES, RewardModel, find_head
-from palate.model.selfcheck import why_not_tree
+from palate.model.forms import (
+    as_trained,
+    is_own_form,
+    on_body,
+    other_form,
+    pooling_of_class,
+    refuse_other_form,
+)
+from palate.model.head_file import HEAD_FILE, MARK, read_head
+from palate.model.heads import init_head
+from palate.model.reward_model import HEAD_NAMES, RewardModel
+from palate.model.selfcheck import (
+    BIDIRECTIONAL,
+    in_words,
+    is_random,
+    parameters_in_use,
+    why_not_rows,
+    why_not_tree,
+)
 from palate.model.settings import BodySettings
+from palate.model.weights import brief, load_body, load_classifier, weight_names
 
 VALUE_HEADS = ("v_head.", "value_head.")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
 
 @dataclass(frozen=True)
@@ -37,23 +46,60 @@ class Loaded:
     has_trained_head: bool
 
 
-def load_model(name: str, settings: BodySettings = BodySettings(), *, for_training: bool) -> Loaded:
+def load_model(
+    name: str,
+    settings: BodySettings = BodySettings(),
+    *,
+    for_training: bool,
+    new_head: bool = False,
+    device: torch.device | None = None,
+) -> Loaded:
     """Load a body with its head, or give a body a new head when training.
 
+    With `new_head` the head is to be trained anew, so that a reward model's own may be replaced by
+    one of another pooling or form; where they agree it is kept as it is.
+
+    A new head with pooling and form of the class's own goes into that class, so that plain classes
+    load what is saved; any other goes onto the body alone. `device` is where a quantised body is
+    put, which can't be moved there later.
+
     Raises PalateError for: no such checkpoint, pickled weights, an encoder-decoder, two labels, a
-    value head, no head (unless training), weights missing from the body, a body without a
-    sequence-classification class, layout `tree` where it isn't exact.
+    value head, no head (unless training), weights missing from the body, a pooling or head other
+    than that of a trained checkpoint (unless `new_head`), a body whose rewards would depend on a
+    text's neighbours, layout `tree` where it isn't exact.
     """
     directory = model_directory(name)
     config = _load_config(name, directory, settings)
-    names = _weight_names(directory, name)
-    has_head = _check_head(name, config, names, for_training)
-    transformer = _load_transformer(name, directory, settings, config, has_head)
-    if not has_head:
-        _init_head(transformer, settings.head_init)
-    model = RewardModel(transformer, "rows")
+    stored = read_head(directory)
+    if stored is None and hasattr(config, MARK):
+        raise PalateError(f"{name}: {HEAD_FILE} is missing; get the file again")
+    names = weight_names(directory, name)
+    has_head = stored is not None or _check_head(name, config, names, for_training)
+    is_ours = stored is not None
+    own_pooling = None if is_ours else pooling_of_class(name, config, settings)
+    if has_head:
+        if stored is None and own_pooling is None:
+            raise PalateError(
+                f"{name}: transformers has no sequence-classification class for"
+                f" {config.model_type} whose head palate can read; name another reward model"
+            )
+        if new_head and other_form(settings, stored, own_pooling) is not None:
+            settings = as_trained(settings, stored, own_pooling)
+            has_head, stored = False, None
+        else:
+            refuse_other_form(name, settings, stored, own_pooling)
+    config.num_labels = 1
+    if not is_ours and (has_head or is_own_form(settings, own_pooling)):
+        classifier = load_classifier(name, directory, settings, config, has_head, device)
+        model = RewardModel(classifier, "rows")
+        if not has_head:
+            init_head(model.head, settings.head_init)
+    else:
+        body = load_body(name, directory, settings, config, is_ours, device)
+        model = on_body(name, body, settings, stored)
     if not for_training:
         model.eval()
+    _check_model(name, model, settings, for_training)
     _choose_layout(name, model, settings)
     return Loaded(model, load_tokenizer(name, directory, settings), directory, has_head)
 
@@ -66,13 +112,8 @@ def load_tokenizer(name: str, directory: Path, settings: BodySettings) -> PreTra
         )
     except (OSError, ValueError) as error:
         raise PalateError(
-            f"{name}: no usable tokenizer: {_brief(error)} Put tokenizer.json beside the weights"
+            f"{name}: no usable tokenizer: {brief(error)} Put tokenizer.json beside the weights"
         ) from error
-
-
-def _brief(error: Exception) -> str:
-    """The start of a message: the libraries list all that would have been possible."""
-    return f"{str(error).splitlines()[0]:.300}"
 
 
 def _load_config(name: str, directory: Path, settings: BodySettings) -> Any:
@@ -89,10 +130,10 @@ def _load_config(name: str, directory: Path, settings: BodySettings) -> Any:
         if "trust_remote_code" in str(error):
             raise PalateError(
                 f"{name}: brings code of its own, which would run on this machine; read it, then"
-                " set body.trust_remote_code, or palate.load(..., trust_remote_code=True)"
+                " set trust_remote_code (body.trust_remote_code in training)"
             ) from error
         raise PalateError(
-            f"{name}: no usable config.json: {_brief(error)} Name the directory that holds the"
+            f"{name}: no usable config.json: {brief(error)} Name the directory that holds the"
             " checkpoint, or get its files again"
         ) from error
     if getattr(config, "is_encoder_decoder", False):
@@ -100,43 +141,19 @@ def _load_config(name: str, directory: Path, settings: BodySettings) -> Any:
             f"{name}: {config.model_type} is an encoder-decoder; palate trains decoder-only"
             " bodies and bidirectional encoders"
         )
+    try:
+        text_config = config.get_text_config()
+    except ValueError as error:
+        raise PalateError(
+            f"{name}: {config.model_type} has several text parts; palate reads one"
+        ) from error
     if not settings.dropout:
-        for part in (config, config.get_text_config()):
+        for part in (config, text_config):
             for key, value in list(vars(part).items()):
                 if key.endswith(("dropout", "_pdrop", "dropout_prob")) and isinstance(value, float):
                     # Attention dropout is no module: it is read here when the layers are built.
                     setattr(part, key, 0.0)
     return config
-
-
-def _weight_names(directory: Path, name: str) -> set[str]:
-    """Names of all tensors in the checkpoint, read from the safetensors headers."""
-    index = directory / "model.safetensors.index.json"
-    files = sorted(directory.glob("*.safetensors"))
-    if index.exists():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise PalateError(f"{index}: damaged: {error}; get the file again") from error
-        files = [directory / shard for shard in sorted(shards)]
-    if not files:
-        pickled = sorted(path.name for path in directory.glob("*.bin"))
-        if pickled:
-            raise PalateError(
-                f"{name}: weights only as {pickled[0]}, a pickle that can run code; convert them to"
-                " safetensors first"
-            )
-        raise PalateError(f"{name}: no model.safetensors in {directory}")
-    found: set[str] = set()
-    for path in files:
-        if not path.exists():
-            raise PalateError(f"{path}: missing, but {index.name} lists it; get the file again")
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                found.update(tensors.keys())
-        except Exception as error:  # safetensors raises its own class, outside the OSError tree
-            raise PalateError(f"{path}: damaged weights: {error}; get the file again") from error
-    return found
 
 
 def _check_head(name: str, config: Any, names: set[str], for_training: bool) -> bool:
@@ -160,84 +177,54 @@ def _check_head(name: str, config: Any, names: set[str], for_training: bool) -> 
     return has_head
 
 
-def _load_transformer(
-    name: str, directory: Path, settings: BodySettings, config: Any, has_head: bool
-) -> nn.Module:
-    config.num_labels = 1
-    arguments: dict[str, Any] = {
-        "config": config,
-        "dtype": DTYPES[settings.dtype],
-        "trust_remote_code": settings.trust_remote_code,
-        "local_files_only": True,
-        "use_safetensors": True,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # they are judged below as well
-    }
-    verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # its table of missing weights is judged below
-    try:
-        try:
-            transformer, report = AutoModelForSequenceClassification.from_pretrained(
-                directory, attn_implementation="sdpa", **arguments
-            )
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            transformer, report = AutoModelForSequenceClassification.from_pretrained(
-                directory, attn_implementation="eager", **arguments
-            )
-    except (OSError, ValueError, KeyError) as error:
-        if "Unrecognized configuration class" in str(error):
-            raise PalateError(
-                f"{name}: transformers has no sequence-classification class for"
-                f" {config.model_type}; choose another body"
-            ) from error
-        raise PalateError(f"{name}: cannot be loaded: {_brief(error)}") from error
-    finally:
-        hf_logging.set_verbosity(verbosity)
-    _check_missing(name, transformer, report, has_head)
-    transformer.config.problem_type = "regression"
-    return transformer  # type: ignore[no-any-return]
-
-
-def _check_missing(name: str, transformer: Any, report: Any, has_head: bool) -> None:
-    """Only the head, and a pooler that the class adds after the body, may be new.
-
-    A body whose own weights are missing would be trained from noise without a word.
-    """
-    body = transformer.base_model_prefix + "."
-    missing = [
-        weight
-        for weight in report["missing_keys"]
-        if weight.startswith(body) and ".pooler." not in weight
-    ]
-    mismatched = [
-        f"{weight} {[*stored]} for {[*expected]}"
-        for weight, stored, expected in report["mismatched_keys"]
-    ]
-    if missing or mismatched:
-        listed = ", ".join((missing + mismatched)[:3])
+def _check_model(name: str, model: RewardModel, settings: BodySettings, for_training: bool) -> None:
+    """Refuse what no layout is right for; freeze what text does not reach."""
+    kind = model.config.model_type
+    if getattr(model.config, "attention_type", None) == "block_sparse":
         raise PalateError(
-            f"{name}: {len(missing) + len(mismatched)} weights are missing or misshapen ({listed});"
-            " config.json and the weights don't belong together"
+            f"{name}: {kind} with block-sparse attention draws what a token sees, and only in long"
+            " batches; set attention_type to original_full in its config.json"
         )
-    if has_head:
-        new_head = [
-            w for w in report["missing_keys"] if w.endswith("weight") and not w.startswith(body)
-        ]
-        if new_head:
-            raise PalateError(f"{name}: the head is incomplete: {', '.join(new_head)} is missing")
+    reason = why_not_rows(model)
+    if reason is not None:
+        remedy = "set body.pooling to mean, or " if model.pooling == "cls" and for_training else ""
+        raise PalateError(
+            f"{name}: {kind} can't be a reward model: {reason}; {remedy}choose another body"
+        )
+    if not for_training:
+        return
+    _freeze_unused(model)
+    try:
+        random = is_random(model) or _has_router_noise(model.config.get_text_config())
+    except Exception as error:  # training mode runs other code than evaluation, also of others
+        raise PalateError(
+            f"{name}: {kind} can't be trained: {in_words(error)}; choose another body"
+        ) from error
+    if random and not settings.dropout:
+        raise PalateError(
+            f"{name}: {kind} draws random numbers in training besides dropout, so gradients would"
+            " depend on the microbatch; set body.dropout to accept noise, or choose another body"
+        )
 
 
-def _init_head(transformer: Any, head_init: str) -> None:
-    _, head = find_head(transformer)
-    with torch.no_grad():
-        if head.bias is not None:
-            head.bias.zero_()
-        if head_init == "zero":
-            head.weight.zero_()
-        else:
-            head.weight.normal_(std=head.in_features**-0.5)
+def _has_router_noise(config: Any) -> bool:
+    """Routers that draw among experts whose scores are close: too seldom for a few short texts."""
+    return any(
+        name.endswith(("jitter_noise", "jitter_eps")) and value
+        for name, value in vars(config).items()
+    )
+
+
+def _freeze_unused(model: RewardModel) -> None:
+    """Freeze parameters that no text's reward depends on: a vision tower, an encoder's pooler, what
+    chooses tokens or experts without a gradient. Wrappers that shard wait for all gradients.
+    """
+    used = parameters_in_use(model)
+    # An expert that no random token reached is used all the same: its siblings were.
+    patterns = {re.sub(r"\d+", "*", name) for name in used}
+    for name, parameter in model.named_parameters():
+        if name not in used and re.sub(r"\d+", "*", name) not in patterns:
+            parameter.requires_grad_(False)
 
 
 def _choose_layout(name: str, model: RewardModel, settings: BodySettings) -> None:
@@ -248,7 +235,7 @@ def _choose_layout(name: str, model: RewardModel, settings: BodySettings) -> Non
         model.layout = "tree"
     elif settings.layout == "tree":
         raise PalateError(f"body.layout tree is not exact for {name}: {reason}")
-    elif model.pooling == "last":
+    elif model.pooling == "last" or reason != BIDIRECTIONAL:
         warnings.warn(
             f"{name}: layout rows instead of tree, which computes each prompt once: {reason}",
             stacklevel=3,

@@ -1,21 +1,47 @@
-"""The reward model: a pretrained transformer whose head is one linear layer without bias.
+"""The reward model: a pretrained transformer, a pooling of its states, and a head of one output.
 
 Legend: R rows, T tokens of a row, N sequences, D width of the body.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from palate.errors import PalateError
 from palate.forest.plan import Layout, Plan
 from palate.model.attention import attention_masks
+from palate.model.balance import balance_coefficient, balance_loss
+from palate.model.heads import Head, num_features, rewards
+from palate.model.pooling import (
+    Pooling,
+    attention_weights,
+    mean_weights,
+    members,
+    weighted_sums,
+)
+from palate.model.quantization import unpacked_size
 
 HEAD_NAMES = ("score", "classifier", "classifier.out_proj")
+OWN_HEAD = "reward_head"
+
+
+class Output(NamedTuple):
+    """What a forward pass gives."""
+
+    reward_N: Tensor
+    """float32."""
+    hidden_ND: Tensor
+    """Pooled states, float32."""
+    auxiliary_N: Tensor | None = None
+    """Load-balancing loss of each sequence times its coefficient, for mixture-of-experts bodies in
+    training."""
+    learned: dict[str, Tensor] | None = None
+    """Parameters that the objective learns, passed through so that wrappers that shard see them
+    used."""
 
 
 def find_head(transformer: nn.Module) -> tuple[str, nn.Linear]:
@@ -33,29 +59,72 @@ def find_head(transformer: nn.Module) -> tuple[str, nn.Linear]:
 
 
 class RewardModel(nn.Module):
-    """Wraps a `...ForSequenceClassification` model with one label, and carries out plans on it.
+    """A body, its pooling and its head; carries out plans.
 
-    Causal bodies pool the `last` token of each sequence by its index (never by token id);
+    `transformer` is either a `...ForSequenceClassification` with one label, which brings the head:
+    then causal bodies pool the `last` token of each sequence by its index (never by token id), and
     bidirectional encoders go through their own class (`cls`), whose bias is zero in a new head and
-    never trained. The head runs in float32 outside autocast.
+    never trained. Or it is a body alone, and head and pooling are ours; such a model is not `plain`
+    and only palate loads what it is saved as. Pooling and head run in float32 outside autocast.
     """
 
-    def __init__(self, transformer: nn.Module, layout: Layout) -> None:
+    def __init__(
+        self,
+        transformer: nn.Module,
+        layout: Layout,
+        head: Head | None = None,
+        pooling: Pooling = "last",
+    ) -> None:
+        """Give `head` and `pooling` together, with a body alone."""
         super().__init__()
         self.transformer: Any = transformer
-        self.head_name, head = find_head(transformer)
-        self.pooling = "last" if self.head_name == "score" else "cls"
+        self.plain = head is None
+        self.pooling: Pooling = pooling
+        if head is None:
+            self.head_name, own = find_head(transformer)
+            self.pooling = "last" if self.head_name == "score" else "cls"
+            if own.bias is not None:
+                # A reward's offset has no gradient under Bradley-Terry; a learned one is noise.
+                own.bias.requires_grad_(False)
+        else:
+            self.head_name = OWN_HEAD
+            # A quantised body is on its device from the beginning.
+            self.reward_head = head.float().to(next(transformer.parameters()).device)
+        self.query: nn.Parameter | None
+        """Of attention pooling, D; zero at first, which makes it the mean."""
+        self.register_parameter("query", None)
+        if pooling == "attention" and head is not None:
+            self.query = nn.Parameter(torch.zeros(num_features(head), device=self.device))
         self.layout: Layout = layout
+        self.learned = nn.ParameterDict()
+        """What the objective learns (tie width, ...): trained and resumed, never exported."""
         # Wrappers that shard read this from the outermost module.
         self._no_split_modules = getattr(transformer, "_no_split_modules", None)
-        if head.bias is not None:
-            # A reward's offset has no gradient under Bradley-Terry; a learned one would be noise.
-            head.bias.requires_grad_(False)
+        self.balance_coefficient = balance_coefficient(self.body)
+        self._has_cache = takes(self.body, "use_cache")
 
     @property
-    def head(self) -> nn.Linear:
+    def body(self) -> nn.Module:
+        """The pretrained part: all of the transformer but its head, and layers before the head."""
+        body: nn.Module = self.transformer.base_model
+        return body
+
+    @property
+    def head(self) -> Head:
+        if not self.plain:
+            return self.reward_head
         head: nn.Linear = self.transformer.get_submodule(self.head_name)
         return head
+
+    def head_modules(self) -> tuple[nn.Module, ...]:
+        """What `reward_of` uses; the query of attention pooling is none of it."""
+        return (self.head,)
+
+    @property
+    def head_prefixes(self) -> tuple[str, ...]:
+        """Names under which the parameters begin that are new in a reward model."""
+        own = f"transformer.{self.head_name}." if self.plain else f"{OWN_HEAD}."
+        return (own, "query", "learned.")
 
     @property
     def config(self) -> Any:
@@ -63,7 +132,22 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return next(self.head.parameters()).device
+
+    def num_parameters(self) -> int:
+        """Weights of body, pooling and head, those in 4 bit not as they are packed, adapters not
+        counted: the model's size, by which rates are chosen. A method, since trackers of
+        `transformers` call it."""
+        return sum(
+            unpacked_size(parameter)
+            for name, parameter in self.named_parameters()
+            if not name.startswith("learned.") and ".lora_" not in name
+        )
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the body's linear layers are in 8 or 4 bit."""
+        return bool(getattr(self.transformer, "is_quantized", False))
 
     def forward(
         self,
@@ -74,8 +158,8 @@ class RewardModel(nn.Module):
         end_row_N: Tensor,
         end_column_N: Tensor,
         tree_layout: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Rewards (N, float32) and the pooled states they come from (N D, float32)."""
+    ) -> Output:
+        """Rewards and the pooled states they come from."""
         arguments: dict[str, Any] = {"input_ids": input_ids_RT}
         if tree_layout:
             arguments["position_ids"] = position_RT
@@ -84,22 +168,56 @@ class RewardModel(nn.Module):
             )
         else:
             arguments["attention_mask"] = (tree_RT >= 0).long()
-        if self.pooling == "last":
-            hidden_RTD = self.transformer.base_model(**arguments, use_cache=False).last_hidden_state
-            hidden_ND = hidden_RTD[end_row_N, end_column_N]
+        auxiliary_N = None
+        if self.pooling == "cls":
+            hidden_ND = self._encode(arguments).float()
         else:
-            hidden_ND = self._encode(arguments)
+            state_RTD, router_logits = self._states(arguments)
+            with torch.autocast(state_RTD.device.type, enabled=False):
+                member_NT = members(tree_RT, branch_RT, end_row_N, end_column_N)
+                hidden_ND = self._pool(state_RTD, member_NT, end_row_N, end_column_N)
+                if router_logits:
+                    auxiliary_N = self.balance_coefficient * balance_loss(
+                        router_logits,
+                        self.config.get_text_config().num_experts_per_tok,
+                        mean_weights(member_NT),
+                        end_row_N,
+                        len(input_ids_RT),
+                    )
+        learned = {name: parameter + 0 for name, parameter in self.learned.items()}
+        return Output(self.reward_of(hidden_ND), hidden_ND, auxiliary_N, learned or None)
+
+    def reward_of(self, hidden_ND: Tensor) -> Tensor:
+        """float32 N: the head alone, on pooled states."""
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            hidden_ND = hidden_ND.float()
-            bias = None if self.head.bias is None else self.head.bias.float()
-            reward_N = linear(hidden_ND, self.head.weight.float(), bias)[:, 0]
-        return reward_N, hidden_ND
+            return rewards(self.head, hidden_ND.float())
+
+    def _states(self, arguments: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """States of all tokens (R T D), and router logits where their loss is wanted."""
+        if self._has_cache:
+            arguments["use_cache"] = False
+        if self.training and self.balance_coefficient:
+            arguments["output_router_logits"] = True
+        output = self.body(**arguments)
+        return output.last_hidden_state, getattr(output, "router_logits", None) or ()
+
+    def _pool(
+        self, state_RTD: Tensor, member_NT: Tensor, end_row_N: Tensor, end_column_N: Tensor
+    ) -> Tensor:
+        if self.pooling == "last":
+            return state_RTD[end_row_N, end_column_N].float()
+        state_RTD = state_RTD.float()
+        if self.query is None:
+            weight_NT = mean_weights(member_NT)
+        else:
+            weight_NT = attention_weights(member_NT, state_RTD, end_row_N, self.query)
+        return weighted_sums(weight_NT, end_row_N, state_RTD)
 
     def _mask_dtype(self) -> torch.dtype:
         device = self.device.type
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
-        dtype: torch.dtype = next(self.transformer.base_model.parameters()).dtype
+        dtype: torch.dtype = self.transformer.dtype
         return dtype
 
     def _encode(self, arguments: dict[str, Any]) -> Tensor:
@@ -112,10 +230,10 @@ class RewardModel(nn.Module):
             hook.remove()
         return caught[0]
 
-    def run(self, plan: Plan) -> tuple[Tensor, Tensor]:
+    def run(self, plan: Plan) -> Output:
         """`forward` on a plan's arrays, moved to the model's device."""
-        rewards: tuple[Tensor, Tensor] = self(**plan_tensors(plan, self.device))
-        return rewards
+        output: Output = self(**plan_tensors(plan, self.device))
+        return output
 
     @contextmanager
     def scoring_mode(self) -> Iterator[None]:
@@ -127,6 +245,13 @@ class RewardModel(nn.Module):
                 yield
         finally:
             self.train(training)
+
+
+def takes(module: nn.Module, argument: str) -> bool:
+    """Whether its forward pass can be given this argument."""
+    parameters = inspect.signature(module.forward).parameters
+    variadic = inspect.Parameter.VAR_KEYWORD
+    return argument in parameters or any(p.kind == variadic for p in parameters.values())
 
 
 def plan_tensors(plan: Plan, device: torch.device) -> dict[str, Any]:

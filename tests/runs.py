@@ -14,6 +14,7 @@ from palate.artifacts.ledger import Ledger
 from palate.evaluation.metrics import quick_metrics
 from palate.model.loading import Loaded, load_model
 from palate.model.settings import BodySettings
+from palate.objectives.objective import Objective
 from palate.pipeline.config import SplitSettings, TrainConfig
 from palate.preferences import Comparison, Message, PreferenceGroup, Response
 from palate.rendering import LengthSettings, RenderedGroup, Renderer, render_groups
@@ -131,6 +132,7 @@ def tiny_trainer(
     directory: Path,
     train: Sequence[RenderedGroup],
     validation: dict[str, Sequence[RenderedGroup]] | None = None,
+    objective: Objective | None = None,
     **settings: Any,
 ) -> RewardTrainer:
     return RewardTrainer(
@@ -141,6 +143,7 @@ def tiny_trainer(
         quick_metrics,
         tiny_renderer().pad_id,
         directory / "training",
+        objective,
     )
 
 

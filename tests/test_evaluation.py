@@ -115,12 +115,12 @@ def test_quick_metrics_are_the_values_of_the_full_ones() -> None:
 def test_loss_margin_and_spread_by_hand() -> None:
     """Rewards (1, 0, -1), 0 > 1 with weight 2 and 0 > 2 with margin 1.
 
-    Loss: (2 softplus(-1) + softplus(-(2 - 1))) / 2 = 3/2 * 0.31326 = 0.46989. Margin, weighted:
-    (2 * 1 + 2) / 3 = 4/3. Spread: sqrt((1 + 0 + 1) / 3) = 0.8165.
+    Loss, weighted: (2 softplus(-1) + softplus(-(2 - 1))) / 3 = softplus(-1) = 0.31326. Margin,
+    weighted: (2 * 1 + 2) / 3 = 4/3. Spread: sqrt((1 + 0 + 1) / 3) = 0.8165.
     """
     comparisons = [Comparison(0, 1, weight=2.0), Comparison(0, 2, margin=1.0)]
     metrics = evaluate_outcomes([outcome("p", [1, 0, -1], comparisons)])
-    assert metrics["loss"].value == pytest.approx(0.46989, abs=1e-5)
+    assert metrics["loss"].value == pytest.approx(0.31326, abs=1e-5)
     assert metrics["margin"].value == pytest.approx(4 / 3)
     assert metrics["spread"].value == pytest.approx(math.sqrt(2 / 3), abs=1e-6)
 

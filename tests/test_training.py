@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from palate.errors import PalateError
+from palate.objectives import ObjectiveSettings
+from palate.objectives.objective import Objective
 from palate.preferences import Comparison
 from palate.rendering import RenderedGroup
 from palate.training.checkpoints import is_complete, newest_complete, rotate, seal
+from palate.training.defaults import with_rates
 from palate.training.settings import TrainingSettings
 from palate.training.steps import StepBatch, StepSampler, step_batch
 from palate.training.trainer import RewardTrainer
@@ -34,12 +37,12 @@ BUDGETS = (1, 37, 300, 10**6)
 KS = (2, 9, 3, 2, 5, 2, 4)
 
 
-def mixed_groups() -> list[RenderedGroup]:
+def mixed_groups(margin: float = 0.5) -> list[RenderedGroup]:
     """Seven prompts with 2 to 9 answers; one has soft, tied, weighted and margin comparisons."""
     groups = rendered([ranked_group(number, k) for number, k in enumerate(KS)])
     soft = (
         Comparison(0, 1, probability=0.7, tie=0.2),
-        Comparison(1, 2, margin=0.5),
+        Comparison(1, 2, margin=margin),
         Comparison(2, 0, weight=0.25),
     )
     special = groups[2]
@@ -58,21 +61,42 @@ def gradient(trainer: RewardTrainer, batch: StepBatch) -> tuple[float, torch.Ten
     return float(loss), torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
-def batch_of(groups: Sequence[RenderedGroup], budget: int, layout: Any = "tree") -> StepBatch:
-    return step_batch(groups, len(groups), layout, budget, 0, "half")
+def batch_of(
+    groups: Sequence[RenderedGroup],
+    budget: int,
+    layout: Any = "tree",
+    objective: Objective | None = None,
+) -> StepBatch:
+    objective = objective or Objective(ObjectiveSettings(), groups)
+    return step_batch(groups, len(groups), layout, budget, 0, objective)
 
 
-def test_gradients_are_the_same_for_any_budget_any_order_and_both_layouts(tmp_path: Path) -> None:
-    groups = mixed_groups()
-    trainer = tiny_trainer(load_tiny(tmp_path).model, tmp_path, groups)
-    loss, expected = gradient(trainer, batch_of(groups, 10**6))
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {}),
+        ("llama", {"centring": 0.5, "label_smoothing": 0.1}),
+        ("llama", {"sum_to_zero": 5.0}),
+        ("llama", {"kind": "davidson"}),
+        ("llama", {"kind": "plackett-luce"}),
+        ("mixtral", {}),
+    ],
+)
+def test_gradients_are_the_same_for_any_budget_any_order_and_both_layouts(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also with a term in the square of the step's mean, and with the experts' balance loss."""
+    groups = mixed_groups(0.0 if settings else 0.5)
+    objective = Objective(ObjectiveSettings(**settings), groups)
+    trainer = tiny_trainer(load_tiny(tmp_path, kind).model, tmp_path, groups, objective=objective)
+    loss, expected = gradient(trainer, batch_of(groups, 10**6, "tree", objective))
     assert expected.norm() > 0.1
     counts = set()
     for layout in ("tree", "rows"):
         trainer.model.layout = layout
         for budget in BUDGETS:
             for order in (groups, groups[::-1], groups[3:] + groups[:3]):
-                batch = batch_of(order, budget, layout)
+                batch = batch_of(order, budget, layout, objective)
                 counts.add(len(batch.microbatches))
                 again, found = gradient(trainer, batch)
                 assert again == pytest.approx(loss, rel=1e-5)
@@ -414,3 +438,22 @@ def test_an_impossible_setting_is_refused_with_its_key_and_value(values: dict[st
 def test_the_settings_of_the_tests_stand_for_possible_ones() -> None:
     assert quick_training(seed=2**32 - 1, max_steps=7).max_steps == 7
     assert json.dumps(quick_training().__dict__)
+
+
+@pytest.mark.parametrize(
+    ("method", "num_parameters", "rate", "factor"),
+    [
+        ("full", 22_713_601, 1e-4, 10.0),
+        ("full", 600_000_000, 2e-5, 10.0),
+        ("lora", 8_030_000_000, 3e-5, 1.0),
+        ("full", 70_600_000_000, 2e-6, 10.0),
+    ],
+)
+def test_rates_that_are_left_open_go_by_method_and_size(
+    method: Any, num_parameters: int, rate: float, factor: float
+) -> None:
+    """docs/tuning.md's table; what is named stays."""
+    found = with_rates(TrainingSettings(method=method), num_parameters)
+    assert (found.learning_rate, found.head_learning_rate_factor) == (pytest.approx(rate), factor)
+    named = TrainingSettings(method=method, learning_rate=3e-3, head_learning_rate_factor=2.0)
+    assert with_rates(named, num_parameters) == named

@@ -80,11 +80,19 @@ def prompt_spread(outcome: Outcome) -> float:
     return float(np.std(outcome.reward_N.astype(float)))
 
 
-def prompt_loss(outcome: Outcome, ties: Ties) -> float:
-    """The prompt's share of the training loss."""
+def prompt_loss(outcome: Outcome, ties: Ties = "half") -> float:
+    """Weighted mean Bradley-Terry loss of the prompt's comparisons; 0 without weight.
+
+    Unlike the objective it is divided by their weight, not their number: a source that counts twice
+    in training has no higher loss for it.
+    """
+    weight = sum(c.weight for c in outcome.group.comparisons)
+    if not weight:
+        return 0.0
     batch = ComparisonBatch.gather([(len(outcome.reward_N), outcome.group.comparisons)], ties)
     losses_C = comparison_losses(torch.as_tensor(outcome.reward_N), batch)
-    return float((batch.weight_C * losses_C).sum())
+    total = float((batch.weight_C * losses_C).sum()) * len(outcome.group.comparisons)
+    return total / weight
 
 
 def answer_lengths(group: RenderedGroup) -> np.ndarray:
@@ -110,8 +118,8 @@ def evaluate_outcomes(
 
     loss, accuracy, margin, spread; the accuracy of each baseline and the paired difference of the
     model's accuracy to it; accuracy where the better answer is longer, where it is shorter, and
-    the mean of the two. Without a decided comparison there is no accuracy. Raises ValueError
-    without outcomes.
+    the mean of the two; accuracy by source where there are several. Without a decided comparison
+    there is no accuracy. Raises ValueError without outcomes.
     """
     compared = [o for o in outcomes if decided(o.group)]
     clusters_all = [o.cluster for o in outcomes]
@@ -129,7 +137,21 @@ def evaluate_outcomes(
         baseline_G = [prompt_accuracy(o.group, predict(o.group)) for o in compared]
         found[name] = cluster_mean(baseline_G, clusters)
         found[f"accuracy minus {name}"] = cluster_difference(accuracy_G, baseline_G, clusters)
-    return {**found, **accuracy_by_length(compared)}
+    return {**found, **accuracy_by_length(compared), **accuracy_by_source(compared)}
+
+
+def accuracy_by_source(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
+    """Accuracy on the prompts of each source, where there is more than one."""
+    sources = sorted({outcome.group.group.source for outcome in outcomes})
+    if len(sources) < 2:
+        return {}
+    members = {name: [o for o in outcomes if o.group.group.source == name] for name in sources}
+    return {
+        f"accuracy, source {name}": cluster_mean(
+            [prompt_accuracy(o.group, o.reward_N) for o in part], [o.cluster for o in part]
+        )
+        for name, part in members.items()
+    }
 
 
 def accuracy_by_length(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:

@@ -30,7 +30,7 @@ def run_plans(
     rewards: dict[int, np.ndarray] = {}
     with model.scoring_mode():
         for plan in progress(plans, "score"):
-            reward_N, _ = model.run(plan)
+            reward_N = model.run(plan).reward_N
             sizes = [num_responses[group] for group in plan.groups]
             pieces = torch.split(reward_N.cpu(), sizes)
             rewards.update(

@@ -17,10 +17,11 @@ from palate.forest import grow_tree
 from palate.forest.tree import Ids
 from palate.model.checkpoint import SIDECAR, Sidecar, check_fingerprint, read_sidecar, renderer_for
 from palate.model.loading import load_model
+from palate.model.quantization import Quantization
 from palate.model.reward_model import RewardModel
-from palate.model.selfcheck import TOLERANCE, check_positions
+from palate.model.selfcheck import check_positions, tolerance
 from palate.model.settings import BodySettings
-from palate.preferences.fields import messages_of
+from palate.preferences.formats.fields import messages_of
 from palate.preferences.types import Message, Response, ScoringItem
 from palate.rendering import Renderer
 from palate.scoring.runs import plan_groups, run_plans
@@ -168,17 +169,21 @@ def load(
     tokens_per_microbatch: int = DEFAULT_TOKENS_PER_MICROBATCH,
     allow_changed: Iterable[str] = (),
     trust_remote_code: bool = False,
+    quantization: Quantization = "none",
 ) -> Scorer:
     """Load a palate run or any scalar reward model, from a directory or the hub.
 
     The template, special tokens and tokenizer must be those of the training, and stored texts must
     get their stored rewards; `allow_changed` names what may differ (template, special_tokens,
-    tokenizer, weights). Raises PalateError otherwise, and for checkpoints that are no scalar reward
-    model.
+    tokenizer, weights). `quantization` puts the body's linear layers in 8 or 4 bit, which changes
+    rewards, so they are not compared with the stored ones. Raises PalateError otherwise, and for
+    checkpoints that are no scalar reward model.
     """
-    settings = BodySettings(dtype=dtype, trust_remote_code=trust_remote_code)
+    settings = BodySettings(
+        dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization
+    )
     chosen = _find_device(device)
-    loaded = load_model(str(name), settings, for_training=False)
+    loaded = load_model(str(name), settings, for_training=False, device=chosen)
     sidecar = read_sidecar(loaded.directory)
     renderer = renderer_for(loaded.tokenizer, sidecar, loaded.model)
     lengths = renderer.lengths
@@ -187,7 +192,7 @@ def load(
     if sidecar is not None:
         check_fingerprint(str(name), loaded.directory, renderer, sidecar, allow_changed)
         # Another template or tokenizer gives other rewards, so then they can't be compared.
-        if not set(allow_changed):
+        if not set(allow_changed) and quantization == "none":
             _check_references(str(name), scorer, sidecar)
     elif set(allow_changed):
         raise PalateError(f"allow_changed has no effect: {name} has no {SIDECAR} to differ from")
@@ -207,10 +212,10 @@ def _find_device(name: str) -> torch.device:
 
 
 def _check_references(name: str, scorer: Scorer, sidecar: Sidecar) -> None:
-    tolerance = TOLERANCE[next(scorer.model.parameters()).dtype]
+    limit = tolerance(scorer.model)
     for stored in sidecar.reference_scores:
         reward = scorer.score(stored["prompt"], stored["response"])
-        if not abs(reward - stored["reward"]) <= tolerance * max(1.0, abs(stored["reward"])):
+        if not abs(reward - stored["reward"]) <= limit * max(1.0, abs(stored["reward"])):
             raise PalateError(
                 f"{name}: a stored text scores {reward:.4f}, at training it was"
                 f" {stored['reward']:.4f}: weights or libraries changed. Restore the files, or"

@@ -11,6 +11,8 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from palate.artifacts.rundir import append_log, write_log
+
 
 class InterruptHandler(TrainerCallback):  # type: ignore[misc]
     """On SIGINT or SIGTERM: finish the step, write a checkpoint, stop. A second stops at once."""
@@ -91,3 +93,23 @@ class StateHandler(TrainerCallback):  # type: ignore[misc]
         best = state.best_global_step or 0
         worse = [e for e in state.log_history if "eval_loss" in e and e["step"] > best]
         return 0 < self.patience <= len(worse)
+
+
+class LogWriter(TrainerCallback):  # type: ignore[misc]
+    """Writes each entry of the training log to a file as it comes; a run that goes on from a
+    checkpoint takes back what it had logged after it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            write_log(self.path, state.log_history)
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            append_log(self.path, state.log_history[-1])

@@ -11,16 +11,19 @@ from palate.errors import PalateError
 class TrainingSettings:
     """Optimiser, schedule, memory, checkpoints."""
 
+    method: Literal["full", "lora", "frozen"] = "full"
+    """full: all weights. lora: low-rank adapters and the head. frozen: the head alone, on features
+    that are computed once."""
     prompts_per_step: int = 32
     """Prompts of one optimiser step, over all processes; each counts the same, whatever its K."""
     epochs: int = 2
     """Passes over the training prompts."""
     max_steps: int = 0
     """Optimiser steps after which to stop; 0 = as `epochs` says."""
-    learning_rate: float = 2e-5
-    """Of the body, at its peak."""
-    head_learning_rate_factor: float = 10.0
-    """Learning rate of the head, as a multiple of the body's."""
+    learning_rate: float = 0.0
+    """Of the body or its adapters, at its peak; 0 = by method and size (docs/tuning.md)."""
+    head_learning_rate_factor: float = 0.0
+    """Learning rate of the head, as a multiple of the body's; 0 = 10 for full, 1 for lora."""
     warmup_share: float = 0.1
     """Share of all steps in which the learning rate rises from 0."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -29,8 +32,6 @@ class TrainingSettings:
     """AdamW's; biases and norms have none."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this Euclidean norm."""
-    ties: Literal["half", "drop"] = "half"
-    """A tie vote counts as half a win for each side, or not at all."""
     tokens_per_microbatch: int = 8192
     """Token slots of one forward pass on one device: bounds memory, changes no gradient. A group is
     never divided: a larger one is a microbatch of its own."""
@@ -50,6 +51,11 @@ class TrainingSettings:
     """Trackers that `transformers` knows: tensorboard, wandb, trackio, mlflow, ..."""
     seed: int = 0
     """Of the head, the order of prompts, and dropout."""
+    head_l2: float = 0.0
+    """frozen, linear head: L2 penalty on the weights of standardised features; 0 = that of a grid
+    which has the least validation loss."""
+    features_cache: str = ""
+    """frozen: directory of features; empty = palate/features in the user's cache directory."""
 
     def __post_init__(self) -> None:
         positive = (
@@ -59,15 +65,21 @@ class TrainingSettings:
             "evaluations_per_epoch",
             "keep_checkpoints",
             "log_every_steps",
-            "learning_rate",
-            "head_learning_rate_factor",
             "max_grad_norm",
         )
         for name in positive:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise PalateError(f"training.{name} is {value}, must be a number above 0")
-        for name in ("max_steps", "early_stopping_patience", "weight_decay"):
+        from_zero = (
+            "learning_rate",
+            "head_learning_rate_factor",
+            "max_steps",
+            "early_stopping_patience",
+            "weight_decay",
+            "head_l2",
+        )
+        for name in from_zero:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise PalateError(f"training.{name} is {value}, must be a number from 0")
@@ -75,6 +87,12 @@ class TrainingSettings:
             raise PalateError(f"training.seed is {self.seed}, must be from 0 to 2**32 - 1")
         if not 0 <= self.warmup_share < 1:
             raise PalateError(f"training.warmup_share is {self.warmup_share}, must be in [0, 1)")
+        for name in ("head_l2", "features_cache"):
+            if getattr(self, name) and self.method != "frozen":
+                raise PalateError(
+                    f"training.{name} {getattr(self, name)} has no effect with training.method"
+                    f" {self.method}; set it to frozen"
+                )
         if self.max_steps and self.epochs != 2:
             raise PalateError(
                 f"training.epochs {self.epochs} has no effect with training.max_steps"

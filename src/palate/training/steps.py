@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from palate.forest import Plan
 from palate.forest.plan import Layout
-from palate.objectives import ComparisonBatch, Ties
+from palate.objectives.objective import Objective, ObjectiveBatch
 from palate.rendering import RenderedGroup
 from palate.scoring.runs import plan_groups
 
@@ -18,7 +18,7 @@ from palate.scoring.runs import plan_groups
 class StepBatch:
     """One process's share of an optimiser step."""
 
-    microbatches: tuple[tuple[Plan, ComparisonBatch], ...]
+    microbatches: tuple[tuple[Plan, ObjectiveBatch], ...]
     num_prompts: int
     """Prompts of the whole step, over all processes: what the summed loss is divided by."""
 
@@ -93,7 +93,7 @@ def step_loader(
     layout: Layout,
     tokens_per_microbatch: int,
     pad_id: int,
-    ties: Ties,
+    objective: Objective,
 ) -> StepLoader:
     """Loader of this process's StepBatches."""
 
@@ -105,7 +105,7 @@ def step_loader(
             layout,
             tokens_per_microbatch,
             pad_id,
-            ties,
+            objective,
         )
 
     return StepLoader(_Indices(len(groups)), batch_sampler=sampler, collate_fn=collate)
@@ -117,17 +117,13 @@ def step_batch(
     layout: Layout,
     tokens_per_microbatch: int,
     pad_id: int,
-    ties: Ties,
+    objective: Objective,
 ) -> StepBatch:
-    """Lay the groups out in microbatches, each with the comparisons of its groups."""
+    """Lay the groups out in microbatches, each with what the objective reads of its groups."""
     plans = plan_groups(
         [group.sequences for group in groups], layout, tokens_per_microbatch, pad_id
     )
-    microbatches = []
-    for plan in plans:
-        members = [groups[index] for index in plan.groups]
-        comparisons = ComparisonBatch.gather(
-            [(len(group.sequences), group.comparisons) for group in members], ties
-        )
-        microbatches.append((plan, comparisons))
-    return StepBatch(tuple(microbatches), num_prompts)
+    return StepBatch(
+        tuple((plan, objective.batch([groups[i] for i in plan.groups])) for plan in plans),
+        num_prompts,
+    )

@@ -24,17 +24,21 @@ from transformers import (
 from palate.artifacts.files import describe_os_error
 from palate.errors import PalateError
 from palate.forest import Plan, plan_rows
-from palate.model.reward_model import RewardModel, plan_tensors
-from palate.objectives import ComparisonBatch, bradley_terry
+from palate.model.lora import check_restored, trained_state
+from palate.model.reward_model import Output, RewardModel, plan_tensors
+from palate.objectives import ObjectiveSettings
+from palate.objectives.objective import Objective, ObjectiveBatch
 from palate.rendering import RenderedGroup
+from palate.rendering.store import token_counts
 from palate.scoring.runs import plan_groups, run_plans
 from palate.training.callbacks import InterruptHandler, StateHandler
 from palate.training.checkpoints import rotate, seal
+from palate.training.defaults import LEARNED_RATE, with_rates
 from palate.training.settings import TrainingSettings
 from palate.training.steps import StepBatch, StepSampler, step_loader
 
 Measure = Callable[[Sequence[RenderedGroup], Sequence[np.ndarray]], Mapping[str, float]]
-"""(groups, rewards of each) -> metrics; must include "loss"."""
+"""(groups, rewards of each) -> metrics."""
 
 
 class RewardTrainer(Trainer):  # type: ignore[misc]
@@ -52,10 +56,15 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         measure: Measure,
         pad_id: int,
         directory: Path,
+        objective: Objective | None = None,
     ) -> None:
         self.optimizer: torch.optim.Optimizer | None
         self.control: TrainerControl
-        self.settings = settings
+        self.settings = settings = with_rates(settings, model.num_parameters())
+        self.objective = objective or Objective(ObjectiveSettings(), train_groups)
+        model.learned = nn.ParameterDict(
+            {name: nn.Parameter(value.clone()) for name, value in self.objective.initial.items()}
+        )
         self.train_groups = train_groups
         self.validation_sets = validation_sets
         self.measure = measure
@@ -87,7 +96,7 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> Any:
         """Not prepared by accelerate: the sampler has dealt each step out already."""
         sampler = StepSampler(
-            [group.num_tokens for group in self.train_groups],
+            token_counts(self.train_groups),
             self.settings.prompts_per_step,
             self.settings.seed,
             self.accelerator.process_index,
@@ -99,7 +108,7 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
             self.model.layout,
             self.settings.tokens_per_microbatch,
             self.pad_id,
-            self.settings.ties,
+            self.objective,
         )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -122,37 +131,83 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         """
         model.train()
         microbatches = self._padded(list(inputs.microbatches))
-        scale = self.accelerator.num_processes / inputs.num_prompts
+        num_processes = self.accelerator.num_processes
+        step_mean = self._step_mean(model, microbatches, inputs.num_prompts)
         total = torch.zeros((), device=self.args.device)
-        for number, (plan, comparisons) in enumerate(microbatches):
+        for number, (plan, batch) in enumerate(microbatches):
             is_last = number == len(microbatches) - 1
             # DeepSpeed's wrapper steps on every backward for which this says "synchronise".
             self.accelerator.gradient_state._set_sync_gradients(is_last)
             waiting = contextlib.nullcontext() if is_last else self.accelerator.no_sync(model)
             with waiting:
                 with self.compute_loss_context_manager():
-                    reward_N, _ = model(**plan_tensors(plan, self.args.device))
-                    loss = bradley_terry(reward_N, comparisons.to(self.args.device)) * scale
+                    output = model(**plan_tensors(plan, self.args.device))
+                    loss = self._sum_over_prompts(output, batch, step_mean, inputs.num_prompts)
+                    loss = loss * num_processes / inputs.num_prompts
                 self._refuse_non_finite(loss, "loss")
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
 
+    def _sum_over_prompts(
+        self,
+        output: Output,
+        batch: ObjectiveBatch | None,
+        step_mean: Tensor | None,
+        num_prompts: int,
+    ) -> Tensor:
+        """The objective, and the load-balancing loss of experts: mean over a prompt's answers."""
+        learned = output.learned or {}
+        if batch is None:
+            # Exactly 0, with a gradient of 0 for everything that is trained.
+            parts = [output.reward_N, *learned.values()]
+            return torch.stack([part.sum() for part in parts]).sum() * 0.0
+        batch = batch.to(self.args.device)
+        if step_mean is None and self.objective.needs_mean:
+            step_mean = (batch.share_N * output.reward_N.detach()).sum() / num_prompts
+        loss = self.objective.loss(output.reward_N, batch, learned, step_mean)
+        if output.auxiliary_N is not None:
+            loss = loss + (batch.share_N * output.auxiliary_N).sum()
+        return loss
+
+    def _step_mean(
+        self,
+        model: nn.Module,
+        microbatches: Sequence[tuple[Plan, ObjectiveBatch | None]],
+        num_prompts: int,
+    ) -> Tensor | None:
+        """Mean over the step's prompts of their mean reward, where the objective needs it and the
+        step has several microbatches.
+
+        It costs a forward pass of its own: the gradient of its square needs its value first.
+        """
+        is_whole = len(microbatches) == self.accelerator.num_processes == 1
+        if is_whole or not self.objective.needs_mean:
+            return None
+        total = torch.zeros((), device=self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for plan, batch in microbatches:
+                reward_N = model(**plan_tensors(plan, self.args.device)).reward_N
+                if batch is not None:
+                    total += (batch.to(self.args.device).share_N * reward_N).sum()
+        summed: Tensor = self.accelerator.reduce(total, reduction="sum")
+        return summed / num_prompts
+
     def _padded(
-        self, microbatches: list[tuple[Plan, ComparisonBatch]]
-    ) -> list[tuple[Plan, ComparisonBatch]]:
+        self, microbatches: list[tuple[Plan, ObjectiveBatch]]
+    ) -> list[tuple[Plan, ObjectiveBatch | None]]:
+        padded: list[tuple[Plan, ObjectiveBatch | None]] = list(microbatches)
         if self.accelerator.num_processes == 1:
-            return microbatches
+            return padded
         counts = gather_object([len(microbatches)])
-        # A sequence of one token without comparisons: its loss is a sum over nothing, exactly 0.
+        # A sequence of one token that nothing is compared with.
         idle_plan = plan_rows([[[self.pad_id]]], 1, self.pad_id)[0]
-        idle = (idle_plan, ComparisonBatch.gather([(1, ())]))
-        return microbatches + [idle] * (max(counts) - len(microbatches))
+        return padded + [(idle_plan, None)] * (max(counts) - len(microbatches))
 
     def floating_point_ops(self, inputs: StepBatch) -> int:
         """6 x parameters outside the embedding x token slots: attention left out."""
         body = self.model.transformer
-        num_parameters = sum(p.numel() for p in body.parameters())
+        num_parameters = self.model.num_parameters()
         num_parameters -= int(body.get_input_embeddings().weight.numel())
         num_slots = sum(plan.num_slots for plan, _ in inputs.microbatches)
         return int(6 * num_parameters * num_slots)
@@ -172,27 +227,30 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
             )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with a learning rate of its own for the head."""
+        """AdamW with rates of their own for the head and for what the objective learns."""
         if self.optimizer is None:
             target = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(target))
-            head_name = f"transformer.{self.model.head_name}."
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            rate = self.settings.learning_rate
+            rates = (rate, rate * self.settings.head_learning_rate_factor, LEARNED_RATE)
+            groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
             for name, parameter in target.named_parameters():
                 if parameter.requires_grad:
-                    key = (head_name in name, name in decayed)
+                    # Data parallelism puts a prefix of its own before each name.
+                    own_name = name.removeprefix("module.")
+                    is_learned = own_name.startswith("learned.")
+                    in_head = own_name.startswith(tuple(self.model.head_prefixes))
+                    key = (2 if is_learned else int(in_head), name in decayed and not is_learned)
                     groups.setdefault(key, []).append(parameter)
-            rate = self.settings.learning_rate
-            factor = self.settings.head_learning_rate_factor
             self.optimizer = torch.optim.AdamW(
                 [
                     {
                         "params": parameters,
-                        "lr": rate * factor if in_head else rate,
+                        "lr": rates[number],
                         "weight_decay": self.settings.weight_decay if decays else 0.0,
                     }
                     # The body's groups come first: the rate of the first is what is logged.
-                    for (in_head, decays), parameters in sorted(groups.items())
+                    for (number, decays), parameters in sorted(groups.items())
                 ],
                 lr=rate,
             )
@@ -226,7 +284,9 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         """Metrics of every validation set; those of the first also without its name."""
         metrics: dict[str, float] = {}
         for number, (name, groups) in enumerate(self.validation_sets.items()):
-            for key, value in self.measure(groups, self.rewards_of(groups)).items():
+            rewards = self.rewards_of(groups)
+            measured = {**self.measure(groups, rewards), "loss": self._data_loss(groups, rewards)}
+            for key, value in measured.items():
                 if number == 0:
                     metrics[f"{metric_key_prefix}_{key}"] = value
                 if len(self.validation_sets) > 1:
@@ -236,6 +296,23 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _data_loss(self, groups: Sequence[RenderedGroup], rewards: Sequence[np.ndarray]) -> float:
+        """The objective without its regularisers, mean over the prompts that count: what chooses a
+        checkpoint."""
+        learned = {name: value.detach().cpu() for name, value in self.model.learned.items()}
+        reward_N = torch.as_tensor(np.concatenate(rewards))
+        batch = self.objective.batch(groups)
+        return float(self.objective.data_loss(reward_N, batch, learned)) / batch.num_counted
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # With adapters a checkpoint holds what is trained; the body lies where it was loaded from.
+        if self.settings.method == "lora":
+            state_dict = trained_state(self.model, state_dict)
+        super()._save(output_dir, state_dict)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        check_restored(self.model, load_result.missing_keys, load_result.unexpected_keys)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         directory = Path(self.args.output_dir)

@@ -1,0 +1,32 @@
+"""Learning rates for those who name none, by method and size of the body.
+
+docs/tuning.md has the sweep behind the first row; the others follow what is published for reward
+models of that size and were not measured here.
+"""
+
+from dataclasses import replace
+
+from palate.training.settings import TrainingSettings
+
+FULL_RATES = ((1e8, 1e-4), (1e9, 2e-5), (4e9, 1e-5), (2e10, 3e-6))
+"""(parameters of the body up to which it holds, learning rate of full training)."""
+LARGEST_RATE = 2e-6
+"""Of full training above the last row."""
+LORA_FACTOR = 10.0
+"""Adapters take about ten times the rate of full training."""
+LEARNED_RATE = 1e-2
+"""Of what the objective learns (tie width, annotators' scales): numbers near 1, whatever the body's
+size."""
+HEAD_FACTORS = {"full": 10.0, "lora": 1.0, "frozen": 1.0}
+
+
+def with_rates(settings: TrainingSettings, num_parameters: int) -> TrainingSettings:
+    """The same settings with the rates that they leave open (0) filled in."""
+    full = next((rate for limit, rate in FULL_RATES if num_parameters <= limit), LARGEST_RATE)
+    by_size = full * LORA_FACTOR if settings.method == "lora" else full
+    return replace(
+        settings,
+        learning_rate=settings.learning_rate or by_size,
+        head_learning_rate_factor=settings.head_learning_rate_factor
+        or HEAD_FACTORS[settings.method],
+    )

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from palate.cli.parsing import parse, parser_for
 from palate.pipeline.config import TrainConfig
-from palate.pipeline.train import Interrupted, train
+from palate.pipeline.fit import Interrupted
+from palate.pipeline.train import train
 from palate.training.checkpoints import checkpoints
 
 

@@ -19,12 +19,15 @@ import pytest
 
 import palate
 from palate.cli.main import VERBS, main
+from palate.cli.parsing import UsageError, parse, parser_for
+from palate.pipeline.config import TrainConfig
 from palate.pipeline.quickstart import (
     MINILM_PACKAGE,
     MINILM_SHA256,
     minilm_directory,
     quickstart_run,
 )
+from palate.preferences.settings import Source
 from palate.scoring.scorer import Scorer
 from tests.tiny import save_tiny
 
@@ -246,7 +249,7 @@ def test_flags_override_the_file_and_dictionaries_take_names(
     assert done.code == 0, done.err
     described = re.search(r"parts +train (\d+)", done.out)
     assert described
-    assert f"steps     {math.ceil(int(described[1]) / 5)} of 5 prompts" in done.out
+    assert f"{math.ceil(int(described[1]) / 5)} steps of 5 prompts" in done.out
     assert "mine 1" in done.out
 
 
@@ -512,3 +515,22 @@ def test_the_override_that_the_refusal_names_works_as_written(
     assert "allow it with allow_changed template" in refused.err
     allowed = run_palate("score", *arguments, str(tmp_path / "b.jsonl"), flag, "template,tokenizer")
     assert allowed.code == 0, allowed.err
+
+
+def test_names_of_a_mixture_may_hold_settings_and_names_of_annotators_dots(tmp_path: Path) -> None:
+    """Under a source its own keys are known, and under these any column; an address is a name."""
+    file = tmp_path / "mixture.yaml"
+    file.write_text(
+        "model: body\n"
+        "sources:\n"
+        "  shop: {path: a.csv, weight: 2.0, columns: {prompt: question}}\n"
+        "read: {votes: {annotator_weights: {ann@shop.org: 0.5}}}\n"
+    )
+    config, _ = parse(parser_for("train", "", TrainConfig), TrainConfig, [str(file)])
+    assert config.sources == {
+        "shop": Source(path="a.csv", weight=2.0, columns={"prompt": "question"})
+    }
+    assert config.read.votes.annotator_weights == {"ann@shop.org": 0.5}
+    file.write_text(file.read_text().replace("weight: 2.0", "wieght: 2.0"))
+    with pytest.raises(UsageError, match=r"sources\.shop\.wieght.*did you mean"):
+        parse(parser_for("train", "", TrainConfig), TrainConfig, [str(file)])

@@ -20,10 +20,11 @@ import palate
 from palate.cli.main import main
 from palate.errors import PalateError
 from palate.model.settings import BodySettings
-from palate.pipeline.config import ReadSettings, SplitSettings, TrainConfig
+from palate.pipeline.config import SplitSettings, TrainConfig
 from palate.pipeline.prepare import Prepared, prepare, read_sources, refuse_without_effect
 from palate.pipeline.train import train
 from palate.preferences import Message, VoteSettings, prompt_cluster
+from palate.preferences.settings import ReadSettings
 from palate.rendering import LengthSettings, RenderedGroup
 from palate.training.settings import TrainingSettings
 from tests.runs import (
@@ -84,7 +85,10 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
     assert re.search(r"1  row: .*three\.jsonl:3", printed)
     assert "114 an epoch row by row; 64 in layout tree" in printed
     assert "longest answer with prompt 31" in printed
-    assert "steps     6 of 1 prompts" in printed
+    assert (
+        "objective bradley-terry, 6 steps of 1 prompts, learning rate 0.0001, of the head 0.001"
+        in printed
+    )
     example = "<|im_start|>user\nBirds<|im_end|>\n<|im_start|>assistant\nfly<|im_end|>"
     assert repr(example) in printed
     assert "pooled    '<|im_end|>' (id 2, pooling last)" in printed
@@ -127,6 +131,15 @@ def test_an_unfinished_run_with_another_configuration_is_refused_naming_the_key(
     assert "validation.extra ('nothing' there, 'extra.jsonl' now)" in message
     assert "prompts_per_step" not in message
     assert "--output" in message
+
+
+def test_a_run_that_was_refused_before_it_trained_may_be_corrected(tmp_path: Path) -> None:
+    """Its directory holds no checkpoint, so there is nothing that another setting could spoil."""
+    frozen = TrainingSettings(method="frozen", features_cache=str(tmp_path / "features"))
+    config = quick_config(tmp_path, training=replace(frozen, epochs=3))
+    with pytest.raises(PalateError, match=r"training\.epochs 3 has no effect"):
+        train(config)
+    assert train(replace(config, training=frozen)).metrics
 
 
 def test_an_unfinished_run_on_data_that_changed_is_refused_naming_the_file(
@@ -437,7 +450,7 @@ def test_every_row_is_in_a_group_or_in_the_ledger(tmp_path: Path) -> None:
     renderer = tiny_renderer()
     renderer.lengths = LengthSettings(max_prompt_tokens=100, max_response_tokens=40)
     prepared = prepare(config, renderer)
-    assert prepared.num_groups == 12
+    assert prepared.num_rows == 12
     rows = [entry for entry in prepared.ledger.entries if entry.kind == "row"]
     assert sorted(entry.line for entry in rows) == [13, 14, 15, 16]
     assert "16 rows in = 12 in groups + 4 in the ledger" in prepared.ledger.summary(12)
@@ -458,7 +471,7 @@ def test_who_won_among_the_lost_comparisons_is_said(tmp_path: Path) -> None:
     ranked = write_rows(tmp_path / "ranked.jsonl", rows[7:])
     config = TrainConfig(model="unused", data=[pairs, ranked], split=NO_SPLIT)
     prepared = prepare(config, renderer)
-    assert prepared.num_groups == 7
+    assert prepared.num_rows == 7
     assert prepared.left_out.startswith("3 of 10 comparisons lost in rendering")
     assert prepared.left_out.endswith("the longer answer won 67%")
     whole = prepare(replace(config, data=[pairs, ranked]), tiny_renderer())

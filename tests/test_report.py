@@ -67,6 +67,9 @@ def facts(**changes: Any) -> dict[str, Any]:
         "left_out": "31 of 2000 comparisons lost in rendering; the longer answer won 90%",
         "steps": 78,
         "best": "checkpoint-39",
+        "objective": "davidson",
+        "method": "lora",
+        "learned": {"tie width": 0.81},
         **changes,
     }
 

@@ -19,7 +19,7 @@ import pytest
 import palate
 from palate.errors import PalateError
 from palate.pipeline.score_file import ScoreConfig, ScoreResult, score_file
-from palate.preferences.fields import messages_of
+from palate.preferences.formats.fields import messages_of
 from palate.scoring.scorer import Scorer
 from tests.tiny import save_tiny
 

@@ -7,17 +7,25 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from palate.errors import PalateError
 
 VERBS = {
     "quickstart": "train on the starter set, measure, score and rank a few answers",
     "train": "train a reward model from preferences",
+    "tune": "suggest a learning rate and a number of prompts a step",
     "evaluate": "measure a reward model on held-out preferences",
     "score": "score a file of answers",
     "rank": "rank answers to one prompt",
     "compare": "probability that one answer is preferred to another",
+    "data inspect": "say what a preference file holds: format, rows, lengths, votes, three groups",
+    "data convert": "write preferences as canonical JSONL, TRL's preference format or Parquet",
+    "runs": "list runs with their metrics",
+    "runs diff": "what differs between two runs: data, configuration, versions, metrics",
 }
+MODULES = {"data": "palate.cli.data", "runs": "palate.cli.runs", "tune": "palate.cli.tune"}
+"""Modules of the verbs that are not in `palate.cli.verbs`, by their first word."""
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -34,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"palate {version('palate')}")
         return 0
-    verb, rest = arguments[0], arguments[1:]
+    words = 2 if " ".join(arguments[:2]) in VERBS else 1
+    verb, rest = " ".join(arguments[:words]), arguments[words:]
     if verb not in VERBS:
-        print(_unknown_verb(verb), file=sys.stderr)
+        print(_unknown_verb(" ".join(arguments[:2])), file=sys.stderr)
         return EXIT_USAGE
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -49,7 +58,9 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     from palate.cli import verbs
     from palate.cli.parsing import UsageError
 
-    run: Callable[[list[str]], verbs.Printed] = getattr(verbs, f"run_{verb}")
+    noun = verb.split()[0]
+    module = import_module(MODULES[noun]) if noun in MODULES else verbs
+    run: Callable[[list[str]], verbs.Printed] = getattr(module, f"run_{verb.replace(' ', '_')}")
     # Libraries print to stdout as they like; with --json it holds one object and nothing else.
     asks_for_help = "--help" in arguments or "-h" in arguments
     stdout = sys.stdout if asks_for_help else sys.stderr
@@ -92,13 +103,15 @@ def _usage() -> str:
         "usage: palate VERB [CONFIG.yaml] [--flags]   (palate VERB --help lists the flags)",
         "",
     ]
-    return "\n".join(lines + [f"  {verb:<11} {what}" for verb, what in VERBS.items()])
+    return "\n".join(lines + [f"  {verb:<13} {what}" for verb, what in VERBS.items()])
 
 
 def _unknown_verb(verb: str) -> str:
     import difflib
 
-    near = difflib.get_close_matches(verb, VERBS, n=1)
+    near = difflib.get_close_matches(verb, VERBS, n=1) or difflib.get_close_matches(
+        verb.split()[0], VERBS, n=1
+    )
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"palate: unknown verb {verb!r}{hint}\n{_usage()}"
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -62,14 +62,20 @@ def parse(parser: ArgumentParser, config_class: type, arguments: Sequence[str]) 
 
 
 def _keys(config_class: type, prefix: str = "") -> list[str]:
-    """All keys of a nested configuration, dotted; `name.*` where a field takes any names."""
+    """All keys of a nested configuration, dotted. A field that takes any names has `name.**` for
+    plain values, otherwise `name.*` and `name.*.field` for the fields under each name."""
     found = []
     for field in dataclasses.fields(config_class):
-        found.append(prefix + field.name)
+        key = prefix + field.name
+        found.append(key)
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            found += _keys(field.type, f"{prefix}{field.name}.")
+            found += _keys(field.type, f"{key}.")
         elif get_origin(field.type) is dict:
-            found.append(f"{prefix}{field.name}.*")
+            value = get_args(field.type)[1]
+            if dataclasses.is_dataclass(value) and isinstance(value, type):
+                found += [f"{key}.*", *_keys(value, f"{key}.*.")]
+            else:
+                found.append(f"{key}.**")
     return found
 
 
@@ -132,8 +138,18 @@ def _check_mapping(
 
 
 def _check_key(key: str, known: Sequence[str], where: str = "") -> None:
-    if key not in known and key.rpartition(".")[0] + ".*" not in known:
+    if not any(_stands_for(pattern, key) for pattern in known):
         raise UsageError(where + unknown_key(key, known))
+
+
+def _stands_for(pattern: str, key: str) -> bool:
+    """Whether a known key, in which * is any name and a last ** any text, is this one."""
+    parts, given = pattern.split("."), key.split(".")
+    if parts[-1] == "**":
+        parts, given = parts[:-1], given[: len(parts) - 1]
+    return len(parts) == len(given) and all(
+        part in ("*", name) for part, name in zip(parts, given, strict=True)
+    )
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:

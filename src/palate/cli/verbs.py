@@ -9,10 +9,11 @@ from palate.cli.parsing import UsageError, parse, parser_for, unknown_key
 from palate.evaluation.metrics import as_json
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.evaluate import EvaluateConfig, evaluate
+from palate.pipeline.fit import Interrupted
 from palate.pipeline.quickstart import QuickstartConfig, quickstart
 from palate.pipeline.score_file import ScoreConfig, score_file
-from palate.pipeline.train import Interrupted, TrainResult, train
-from palate.report.card import SHOWN
+from palate.pipeline.train import TrainResult, train
+from palate.report.card import shown
 from palate.scoring.scorer import Scorer, load
 from palate.statistics import Estimate
 
@@ -28,8 +29,7 @@ class Printed:
 
 
 def _metrics_text(metrics: Mapping[str, Estimate]) -> str:
-    names = [name for name in SHOWN if name in metrics]
-    return "\n".join(f"  {name:<38} {metrics[name]}" for name in names)
+    return "\n".join(f"  {name:<38} {metrics[name]}" for name in shown(metrics))
 
 
 def run_train(arguments: list[str]) -> Printed:
@@ -75,7 +75,7 @@ def run_evaluate(arguments: list[str]) -> Printed:
     num_rows = result.ledger.num_rows_read
     elsewhere = f", {result.num_elsewhere} in other parts" if result.num_elsewhere else ""
     text = (
-        f"{result.ledger.summary(result.num_prompts + result.num_elsewhere)}\n"
+        f"{result.ledger.summary(result.num_rows_kept)}\n"
         f"{result.num_prompts} prompts measured{elsewhere}\n{_metrics_text(result.metrics)}"
         + (f"\nwritten to {config.output}" if config.output else "")
     )
@@ -114,20 +114,30 @@ def _text_parser(verb: str, description: str) -> argparse.ArgumentParser:
         default="",
         help="parts of the checkpoint that may differ from the training, comma-separated",
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that the checkpoint brings along",
+    )
     return parser
 
 
 def _parse_texts(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     flags, unknown = parser.parse_known_args(arguments)
     if unknown:
-        known = ["json", "device", "allow-changed"]
+        known = ["json", "device", "allow-changed", "trust-remote-code"]
         raise UsageError(unknown_key(unknown[0].split("=")[0].lstrip("-"), known))
     return flags
 
 
 def _load_for(flags: argparse.Namespace) -> Scorer:
     allowed = [part for part in flags.allow_changed.split(",") if part]
-    return load(flags.model, device=flags.device, allow_changed=allowed)
+    return load(
+        flags.model,
+        device=flags.device,
+        allow_changed=allowed,
+        trust_remote_code=flags.trust_remote_code,
+    )
 
 
 def run_rank(arguments: list[str]) -> Printed:

@@ -1,25 +1,17 @@
 """The configuration of a training run: what a YAML file and the command line can say."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from palate.errors import PalateError
+from palate.model.lora import LoraSettings
 from palate.model.settings import BodySettings
+from palate.objectives import ObjectiveSettings
+from palate.preferences.settings import ReadSettings, Source
 from palate.preferences.votes import VoteSettings
 from palate.rendering.lengths import LengthSettings
 from palate.training.settings import TrainingSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadSettings:
-    """How data sources are read."""
-
-    format: Literal["auto", "canonical", "ranked", "pairs", "implicit", "hh", "annotated"] = "auto"
-    """auto: the fields of the first rows decide."""
-    hub_split: str = "train"
-    """Split of a hub data set."""
-    votes: VoteSettings = field(default_factory=VoteSettings)
-    """Votes, strengths and ratings to comparisons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +58,19 @@ class TrainConfig:
 
     model: str
     """Directory or hub id of a pretrained model, or of a reward model as a warm start."""
-    data: str | list[str]
+    data: str | list[str] = ""
     """Preference files (.jsonl .json .csv .parquet, plain or .gz) or hub data set ids."""
+    sources: dict[str, Source] = field(default_factory=dict)
+    """Instead of data: a mixture, name to path, weight, format, columns. Metrics are also given by
+    name."""
     validation: dict[str, str] = field(default_factory=dict)
     """Further validation sets, name to file, measured beside the validation part."""
     output: str = ""
     """Run directory; an unfinished run there is resumed. Empty = runs/NAME-OF-MODEL, or the next
     free name."""
+    store: Literal["memory", "disk"] = "memory"
+    """Where rendered prompts lie while the run goes on. disk: in the run's directory, for more than
+    fits in memory; each group is read back when its step comes."""
     template_arguments: dict[str, Any] = field(default_factory=dict)
     """Values that the chat template reads, such as enable_thinking; kept in the checkpoint."""
     allow_changed: list[str] = field(default_factory=list)
@@ -81,14 +79,18 @@ class TrainConfig:
     split: SplitSettings = field(default_factory=SplitSettings)
     lengths: LengthSettings = field(default_factory=LengthSettings)
     body: BodySettings = field(default_factory=BodySettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
         if not self.model:
             raise PalateError("model is empty; name a directory or a hub id")
-        if not self.data:
+        if not self.data and not self.sources:
             raise PalateError("data is empty; name a preference file or a hub data set")
-        sources = [*self.sources, *self.validation.values()]
+        if self.data and self.sources:
+            raise PalateError("both data and sources are given; name all files under sources")
+        sources = [*self.paths, *self.validation.values()]
         twice = sorted({source for source in sources if sources.count(source) > 1})
         if twice:
             raise PalateError(f"{twice[0]}: named twice among data and validation; name it once")
@@ -101,6 +103,59 @@ class TrainConfig:
                 "training.early_stopping_patience has no effect without validation data"
             )
 
+        self._refuse_without_effect()
+
+    def _refuse_without_effect(self) -> None:
+        method = self.training.method
+        if self.store == "disk" and self.read.merge_prompts:
+            raise PalateError(
+                "read.merge_prompts holds its source in memory, which store disk is there to avoid;"
+                " merge beforehand (palate data convert --read.merge_prompts true)"
+            )
+        if method != "lora":
+            if self.lora != LoraSettings():
+                raise PalateError(
+                    f"lora has no effect with training.method {method}; set it to lora"
+                )
+            if self.body.quantization != "none":
+                raise PalateError(
+                    f"body.quantization {self.body.quantization} can't be trained with"
+                    f" training.method {method}; set it to lora"
+                )
+        objective = self.objective
+        reads_votes = objective.kind == "plackett-luce" or objective.annotators == "scaled"
+        for name in ("target", "prior", "annotator_weights"):
+            value = getattr(self.read.votes, name)
+            if reads_votes and value != getattr(VoteSettings(), name):
+                raise PalateError(
+                    f"read.votes.{name} {value} has no effect on votes that objective.kind"
+                    " plackett-luce or objective.annotators scaled read one by one; leave it out"
+                )
+        if method == "frozen":
+            if self.body.dropout:
+                raise PalateError(
+                    "body.dropout has no effect with training.method frozen: the body runs without"
+                    " it, once; leave it out"
+                )
+            if self.body.pooling == "attention":
+                raise PalateError(
+                    "body.pooling attention can't be trained with training.method frozen: its query"
+                    " needs all states of the body, not one an answer; take mean, or method lora"
+                )
+            if self.body.head_init != "zero":
+                raise PalateError(
+                    "body.head_init has no effect with training.method frozen: its head starts"
+                    " anew; leave it out"
+                )
+
     @property
-    def sources(self) -> list[str]:
-        return [self.data] if isinstance(self.data, str) else list(self.data)
+    def inputs(self) -> Sequence[str] | Mapping[str, Source]:
+        """What is read for training, validation and test part."""
+        return self.sources or ([self.data] if isinstance(self.data, str) else list(self.data))
+
+    @property
+    def paths(self) -> list[str]:
+        """Files and hub ids among `inputs`."""
+        if self.sources:
+            return [source.path for source in self.sources.values()]
+        return list(self.inputs)

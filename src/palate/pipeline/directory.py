@@ -9,17 +9,26 @@ from typing import Any
 import yaml
 
 from palate.artifacts.files import write_json, write_text
-from palate.artifacts.rundir import describe_run, next_run_directory, refuse_overwrite
+from palate.artifacts.rundir import (
+    METRICS,
+    RUN,
+    describe_run,
+    next_run_directory,
+    refuse_overwrite,
+)
 from palate.errors import PalateError
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.prepare import Prepared
+from palate.training.checkpoints import checkpoints, is_complete
+from palate.training.defaults import with_rates
 
-RUN = "run.json"
-METRICS = "metrics.json"
+STORE = ".store"
+"""Rendered prompts of a run that keeps them on disk; gone when it is finished."""
 
 
 def run_directory(config: TrainConfig, dry_run: bool) -> Path:
-    """The directory of this run. Foreign files and another configuration's run are refused."""
+    """The directory of this run. Foreign files are refused, and so is the run of another
+    configuration once it has trained anything."""
     directory = (
         Path(config.output) if config.output else default_directory(Path(config.model).name, config)
     )
@@ -29,7 +38,7 @@ def run_directory(config: TrainConfig, dry_run: bool) -> Path:
     stored = directory / RUN
     if stored.exists():
         differing = _differences(stored, config)
-        if differing:
+        if differing and _has_trained(directory):
             raise PalateError(
                 f"{directory}: holds an unfinished run with another {', '.join(differing)}; resume"
                 f" it with its own configuration ({RUN}), or choose another --output"
@@ -47,6 +56,12 @@ def run_directory(config: TrainConfig, dry_run: bool) -> Path:
     return directory
 
 
+def _has_trained(directory: Path) -> bool:
+    """Whether a checkpoint or a model is there, made by the stored configuration."""
+    is_written = (directory / "model").exists()
+    return is_written or any(is_complete(path) for path in checkpoints(directory / "training"))
+
+
 def default_directory(name: str, config: TrainConfig) -> Path:
     """`runs/NAME` or the next free name; an unfinished run with this configuration goes on."""
 
@@ -60,8 +75,8 @@ def default_directory(name: str, config: TrainConfig) -> Path:
 
 def _differences(stored: Path, config: TrainConfig) -> list[str]:
     """Settings in which a stored run differs from this one, in words."""
-    before = _flat(json.loads(stored.read_text())["configuration"])
-    now = _flat(json.loads(json.dumps(asdict(config))))
+    before = flat_settings(json.loads(stored.read_text())["configuration"])
+    now = flat_settings(json.loads(json.dumps(asdict(config))))
     # The directory itself may be named in several ways, or not at all in the first command.
     return [
         f"{key} ({before.get(key, 'nothing')!r} there, {now.get(key, 'nothing')!r} now)"
@@ -70,18 +85,24 @@ def _differences(stored: Path, config: TrainConfig) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted key."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, Mapping)
-        found |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+        found |= flat_settings(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return found
 
 
-def write_inputs(directory: Path, config: TrainConfig, prepared: Prepared) -> None:
+def write_inputs(
+    directory: Path, config: TrainConfig, prepared: Prepared, num_parameters: int
+) -> None:
+    """Write what the run is made of. Raises PalateError where it goes on with other data.
+
+    `num_parameters` of the model decides about learning rates that are left open.
+    """
     stored = directory / RUN
-    if stored.exists():
+    if stored.exists() and _has_trained(directory):
         before = json.loads(stored.read_text())["data_sha256"]
         changed = [name for name, now in prepared.data_sha256.items() if before.get(name) != now]
         if changed:
@@ -90,7 +111,23 @@ def write_inputs(directory: Path, config: TrainConfig, prepared: Prepared) -> No
                 " since; restore the file, or choose another --output"
             )
     configuration = asdict(config)
-    describe_run(directory, configuration, prepared.data_sha256, config.training.seed)
+    num_prompts = {"train": len(prepared.train), "test": len(prepared.test)}
+    num_prompts |= {name: len(groups) for name, groups in prepared.validation.items()}
+    resolved = {}
+    if config.training.method != "frozen":
+        rates = with_rates(config.training, num_parameters)
+        resolved = {
+            f"training.{name}": getattr(rates, name)
+            for name in ("learning_rate", "head_learning_rate_factor")
+        }
+    describe_run(
+        directory,
+        configuration,
+        prepared.data_sha256,
+        config.training.seed,
+        num_prompts,
+        resolved,
+    )
     write_text(directory / "config.yaml", yaml.safe_dump(configuration, sort_keys=False))
     write_json(directory / "split.json", prepared.manifest)
     prepared.ledger.write(directory / "ledger.jsonl")

@@ -4,13 +4,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from palate.evaluation.metrics import quick_metrics
 from palate.model.reward_model import RewardModel
+from palate.objectives.objective import Objective
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.prepare import Prepared
 from palate.rendering import RenderedGroup, Renderer
+from palate.rendering.store import token_counts
 from palate.scoring.runs import plan_groups, run_plans
+from palate.training.defaults import with_rates
 from palate.training.settings import TrainingSettings
 from palate.training.steps import StepSampler
 
@@ -25,8 +28,12 @@ def describe_dry_run(
     prepared: Prepared,
     has_trained_head: bool,
 ) -> str:
-    """The description that `--dry-run` prints and every run logs."""
+    """The description that `--dry-run` prints and every run logs. Raises PalateError when the
+    objective can have no effect on these data, or can't measure a validation set."""
     settings = config.training
+    objective = Objective(config.objective, prepared.train)
+    objective.check_validation(prepared.validation)
+    is_warm = has_trained_head and settings.method != "frozen"
     sizes = Counter(len(group.sequences) for group in prepared.train)
     num_steps = settings.max_steps or settings.epochs * -(
         -len(prepared.train) // settings.prompts_per_step
@@ -34,9 +41,9 @@ def describe_dry_run(
     lines = [
         f"model     {config.model}: {type(model.transformer).__name__},"
         f" {sum(p.numel() for p in model.parameters()):,} parameters, layout {model.layout},"
-        f" pooling {model.pooling}, head {'warm start' if has_trained_head else 'new'}",
+        f" pooling {model.pooling}, head {'warm start' if is_warm else 'new'}",
         *(f"data      {source}: format {name}" for source, name in prepared.formats.items()),
-        "rows      " + prepared.ledger.summary(prepared.num_groups).replace("\n", "\n          "),
+        "rows      " + prepared.ledger.summary(prepared.num_rows).replace("\n", "\n          "),
         *([f"lost      {prepared.left_out}"] if prepared.left_out else []),
         f"parts     train {len(prepared.train)}"
         + "".join(f", {name} {len(part)}" for name, part in prepared.validation.items())
@@ -46,13 +53,26 @@ def describe_dry_run(
         f"limits    prompt {renderer.lengths.max_prompt_tokens}, response"
         f" {renderer.lengths.max_response_tokens} tokens; longer answers:"
         f" {renderer.lengths.overlong}",
-        f"steps     {num_steps} of {settings.prompts_per_step} prompts",
+        _training_line(config, model, num_steps),
         f"example   {_example(prepared.train[0], renderer, model.pooling)}",
-        f"first loss {_first_loss(prepared.train, model, renderer, config):.4f} on"
-        f" {min(NUM_GROUPS_FOR_LOSS, len(prepared.train))} prompts (a zero head gives ln 2 = 0.6931"
-        " per comparison of weight 1)",
     ]
+    # A frozen body is not run here: its features may lie in the cache.
+    if settings.method != "frozen":
+        lines.append(_first_loss(prepared.train, model, renderer, config, objective))
     return "\n".join(lines)
+
+
+def _training_line(config: TrainConfig, model: RewardModel, num_steps: int) -> str:
+    method = config.training.method
+    line = f"training  method {method}, objective {config.objective.kind}"
+    if method == "frozen":
+        return line + ": the head alone, on features that are computed once"
+    settings = with_rates(config.training, model.num_parameters())
+    return (
+        f"{line}, {num_steps} steps of {settings.prompts_per_step} prompts, learning rate"
+        f" {settings.learning_rate:g}, of the head"
+        f" {settings.learning_rate * settings.head_learning_rate_factor:g}"
+    )
 
 
 def _token_line(
@@ -61,7 +81,7 @@ def _token_line(
     renderer: Renderer,
     settings: TrainingSettings,
 ) -> str:
-    sizes = [group.num_tokens for group in groups]
+    sizes = token_counts(groups)
     sampler = StepSampler(sizes, settings.prompts_per_step, settings.seed)
     plans = [
         plan
@@ -94,15 +114,29 @@ def _example(group: RenderedGroup, renderer: Renderer, pooling: str) -> str:
 
 
 def _first_loss(
-    groups: Sequence[RenderedGroup], model: RewardModel, renderer: Renderer, config: TrainConfig
-) -> float:
-    few = sorted(groups, key=lambda group: group.num_tokens)[:NUM_GROUPS_FOR_LOSS]
+    groups: Sequence[RenderedGroup],
+    model: RewardModel,
+    renderer: Renderer,
+    config: TrainConfig,
+    objective: Objective,
+) -> str:
+    sizes = token_counts(groups)
+    shortest = sorted(range(len(groups)), key=lambda index: sizes[index])[:NUM_GROUPS_FOR_LOSS]
+    few = [groups[index] for index in shortest]
     plans = plan_groups(
         [g.sequences for g in few],
         model.layout,
         config.training.tokens_per_microbatch,
         renderer.pad_id,
     )
-    rewards = run_plans(model, plans, [len(group.sequences) for group in few])
-    ordered: list[np.ndarray] = [rewards[index] for index in range(len(few))]
-    return quick_metrics(few, ordered, config.training.ties)["loss"]
+    by_group = run_plans(model, plans, [len(group.sequences) for group in few])
+    reward_N = torch.as_tensor(np.concatenate([by_group[index] for index in range(len(few))]))
+    batch = objective.batch(few)
+    first, equal = (
+        float(objective.data_loss(rewards, batch, objective.initial)) / max(1, batch.num_counted)
+        for rewards in (reward_N, torch.zeros_like(reward_N))
+    )
+    return (
+        f"first loss {first:.4f} on {batch.num_counted} prompts; equal rewards would give"
+        f" {equal:.4f}"
+    )

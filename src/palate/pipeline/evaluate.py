@@ -11,9 +11,12 @@ from palate.artifacts.files import write_json
 from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
 from palate.evaluation.metrics import Outcome, as_json, evaluate_outcomes
-from palate.pipeline.config import ReadSettings
+from palate.model.checkpoint import Sidecar
+from palate.model.quantization import Quantization
+from palate.objectives import Ties
 from palate.pipeline.prepare import data_hashes, read_sources, refuse_without_effect
 from palate.preferences import PreferenceGroup, prompt_cluster
+from palate.preferences.settings import ReadSettings
 from palate.rendering import render_groups
 from palate.scoring.runs import plan_groups, run_plans
 from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, load
@@ -36,8 +39,12 @@ class EvaluateConfig:
     """Token slots of one forward pass: bounds memory, changes no reward."""
     device: str = "auto"
     """auto = cuda where there is one, otherwise cpu."""
+    quantization: Quantization = "none"
+    """8bit or 4bit: the body's linear layers rounded, for less memory; rewards change."""
     allow_changed: list[str] = field(default_factory=list)
     """Parts of the checkpoint that may differ from the training: template, tokenizer, ..."""
+    trust_remote_code: bool = False
+    """Run Python code that the checkpoint brings along."""
     read: ReadSettings = field(default_factory=ReadSettings)
 
 
@@ -48,6 +55,8 @@ class EvaluateResult:
     num_prompts: int
     num_elsewhere: int
     """Prompts that `part` does not ask for."""
+    num_rows_kept: int
+    """Input rows that are not in the ledger."""
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
@@ -55,8 +64,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     scorer = load(
         config.model,
         device=config.device,
+        quantization=config.quantization,
         tokens_per_microbatch=config.tokens_per_microbatch,
         allow_changed=config.allow_changed,
+        trust_remote_code=config.trust_remote_code,
     )
     sources = [config.data] if isinstance(config.data, str) else list(config.data)
     reading = read_sources(sources, config.read)
@@ -65,9 +76,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     ledger = reading.ledger
     rendered = render_groups(groups, scorer.renderer, ledger)
     num_elsewhere = len(reading.groups) - len(groups)
-    ledger.check(len(rendered) + num_elsewhere)
+    num_rows_elsewhere = reading.num_rows - sum(group.num_rows for group in groups)
+    num_rows_kept = sum(group.group.num_rows for group in rendered) + num_rows_elsewhere
+    ledger.check(num_rows_kept)
     if not rendered:
-        raise PalateError("no prompt is left to measure:\n" + ledger.summary(num_elsewhere))
+        raise PalateError("no prompt is left to measure:\n" + ledger.summary(num_rows_elsewhere))
     plans = plan_groups(
         [group.sequences for group in rendered],
         scorer.model.layout,
@@ -76,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     )
     rewards = run_plans(scorer.model, plans, [len(group.sequences) for group in rendered])
     outcomes = [Outcome(group, rewards[index]) for index, group in enumerate(rendered)]
-    metrics = evaluate_outcomes(outcomes)
+    metrics = evaluate_outcomes(outcomes, _ties(scorer.sidecar))
     if config.output:
         write_json(
             config.output,
@@ -87,7 +100,14 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
                 "metrics": as_json(metrics),
             },
         )
-    return EvaluateResult(metrics, ledger, len(rendered), num_elsewhere)
+    return EvaluateResult(metrics, ledger, len(rendered), num_elsewhere, num_rows_kept)
+
+
+def _ties(sidecar: Sidecar | None) -> Ties:
+    """What the model's training made of tie votes; half a win each for models of others."""
+    configuration = sidecar.configuration if sidecar else {}
+    ties: Ties = configuration.get("objective", {}).get("ties", "half")
+    return ties
 
 
 def _choose_part(

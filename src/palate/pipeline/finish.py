@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 
 from palate.artifacts.files import write_json, write_text
-from palate.artifacts.rundir import versions
+from palate.artifacts.rundir import LOG, METRICS, versions, without_folders, write_log
 from palate.errors import PalateError
 from palate.evaluation.blind import fit_prompt_blind
 from palate.evaluation.calibration import fit_temperature
 from palate.evaluation.metrics import BASELINES, Outcome, as_json, evaluate_outcomes
 from palate.model.checkpoint import Sidecar, save_checkpoint, write_sidecar
+from palate.model.merging import check_head
 from palate.model.reward_model import RewardModel
 from palate.pipeline.config import TrainConfig
-from palate.pipeline.directory import METRICS
+from palate.pipeline.directory import STORE
+from palate.pipeline.fit import Fitted
 from palate.pipeline.prepare import Prepared
 from palate.preferences import prompt_cluster
 from palate.rendering import Renderer
@@ -27,7 +29,6 @@ from palate.report.card import model_card
 from palate.report.html import html_report
 from palate.scoring.scorer import Scorer, load
 from palate.statistics import Estimate
-from palate.training.trainer import RewardTrainer
 
 MAX_BLIND_GROUPS = 20_000
 REFERENCE_TEXTS = (
@@ -49,19 +50,18 @@ class Finished:
 
 def finish(
     config: TrainConfig,
-    trainer: RewardTrainer,
+    fitted: Fitted,
     renderer: Renderer,
     prepared: Prepared,
-    outcomes: Mapping[str, list[Outcome]],
     directory: Path,
 ) -> Finished:
     """Calibrate, measure, save, reload, report; the training checkpoints are then deleted."""
-    model = trainer.model
+    model, outcomes = fitted.model, fitted.outcomes
     measured_on = "test" if "test" in outcomes else next(iter(outcomes), "")
     blind = fit_prompt_blind(prepared.train[:MAX_BLIND_GROUPS])
     baselines = {**BASELINES, "prompt-blind": blind}
     results = {
-        name: evaluate_outcomes(part, config.training.ties, baselines)
+        name: evaluate_outcomes(part, config.objective.ties, baselines)
         for name, part in outcomes.items()
     }
     model_directory = directory / "model"
@@ -70,10 +70,15 @@ def finish(
     sidecar = _sidecar(config, model, renderer, prepared, outcomes, fingerprint, reference)
     write_sidecar(model_directory, sidecar)
     # Loading checks fingerprint and reference rewards: what was saved is what was trained.
-    scorer = load(model_directory, device=str(trainer.args.device))
+    scorer = load(
+        model_directory,
+        device=fitted.device,
+        trust_remote_code=config.body.trust_remote_code,
+    )
+    check_head(model, scorer.model)
     facts = {
-        "model": _without_folders(config.model),
-        "data": _without_folders(prepared.data_sha256),
+        "model": without_folders(config.model),
+        "data": without_folders(prepared.data_sha256),
         "num_groups": {
             "train": len(prepared.train),
             **{name: len(part) for name, part in outcomes.items()},
@@ -83,12 +88,15 @@ def finish(
         "ledger": prepared.ledger.by_reason(),
         "num_rows": prepared.ledger.num_rows_read,
         "left_out": prepared.left_out,
-        "steps": trainer.state.global_step,
-        "best": trainer.state.best_model_checkpoint
-        and Path(trainer.state.best_model_checkpoint).name,
+        "steps": fitted.num_steps,
+        "best": fitted.best,
+        "objective": config.objective.kind,
+        "method": config.training.method,
+        "learned": fitted.learned,
     }
     write_text(model_directory / "README.md", model_card(sidecar, results, facts))
-    history = trainer.state.log_history
+    history = fitted.history
+    write_log(directory / LOG, history)
     write_text(directory / "report.html", html_report(sidecar, results, facts, history))
     write_json(
         directory / METRICS,
@@ -100,7 +108,8 @@ def finish(
             "log": [{k: v for k, v in entry.items() if v == v} for entry in history],
         },
     )
-    shutil.rmtree(directory / "training", ignore_errors=True)
+    for name in ("training", STORE):
+        shutil.rmtree(directory / name, ignore_errors=True)
     return Finished(results, measured_on, scorer)
 
 
@@ -136,7 +145,7 @@ def _sidecar(
         }
         if part_name in prepared.validation:  # never on the test part, which is only measured
             temperature = {
-                "value": fit_temperature(part, config.training.ties),
+                "value": fit_temperature(part, config.objective.ties),
                 "part": part_name,
                 "num_prompts": len(part),
                 "num_clusters": len({prompt_cluster(o.group.group.prompt) for o in part}),
@@ -144,8 +153,9 @@ def _sidecar(
     return Sidecar(
         pooling=model.pooling,
         head_name=model.head_name,
+        plain=model.plain,
         layout=model.layout,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=str(model.transformer.dtype).removeprefix("torch."),
         end_of_turn=renderer.end_of_turn,
         template_arguments=dict(renderer.template_arguments),
         lengths=asdict(renderer.lengths),
@@ -153,20 +163,7 @@ def _sidecar(
         reward=reward,
         temperature=temperature,
         reference_scores=reference,
-        data_sha256=_without_folders(prepared.data_sha256),
-        configuration=_without_folders({**asdict(config), "output": ""}),
+        data_sha256=without_folders(prepared.data_sha256),
+        configuration=without_folders({**asdict(config), "output": ""}),
         versions={**versions(), "written": time.strftime("%Y-%m-%d")},
     )
-
-
-def _without_folders(value: Any) -> Any:
-    """The same with absolute paths shortened to their last part: checkpoints are published."""
-    if isinstance(value, Mapping):
-        return {_without_folders(key): _without_folders(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_folders(item) for item in value]
-    if not isinstance(value, str) or not Path(value).is_absolute():
-        return value
-    path = Path(value)
-    # Runs and wheels keep their weights in a folder called model, which says nothing.
-    return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name

@@ -1,18 +1,21 @@
 """From files to rendered groups, divided and accounted for."""
 
+import difflib
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from palate.artifacts.files import sha256_file
 from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
-from palate.pipeline.config import ReadSettings, SplitSettings, TrainConfig
+from palate.pipeline.config import SplitSettings, TrainConfig
 from palate.preferences import (
     PreferenceGroup,
     Reading,
+    ReadSettings,
+    Source,
     VoteSettings,
     fold_of,
     prompt_cluster,
@@ -20,16 +23,17 @@ from palate.preferences import (
     split_groups,
 )
 from palate.rendering import RenderedGroup, Renderer, render_groups
+from palate.rendering.store import num_rows
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Rendered groups of each part, the ledger over all sources, the split's manifest."""
 
-    train: list[RenderedGroup]
-    validation: dict[str, list[RenderedGroup]]
+    train: Sequence[RenderedGroup]
+    validation: Mapping[str, Sequence[RenderedGroup]]
     """The validation part first (where there is one), then the further sets."""
-    test: list[RenderedGroup]
+    test: Sequence[RenderedGroup]
     ledger: Ledger
     formats: dict[str, str]
     manifest: Mapping[str, Any]
@@ -38,13 +42,15 @@ class Prepared:
     """Who won among the comparisons that over-long answers took away; empty when none did."""
 
     @property
-    def num_groups(self) -> int:
-        return len(self.train) + len(self.test) + sum(map(len, self.validation.values()))
+    def num_rows(self) -> int:
+        """Number of input rows that the groups of all parts are made of."""
+        parts = [self.train, self.test, *self.validation.values()]
+        return sum(map(num_rows, parts))
 
 
 def prepare(config: TrainConfig, renderer: Renderer) -> Prepared:
     """Read, divide by prompt cluster, render. Raises PalateError when no training group is left."""
-    reading = read_sources(config.sources, config.read)
+    reading = read_sources(config.inputs, config.read)
     refuse_without_effect(reading, config.read)
     parts, manifest = divide(reading.groups, config.split)
     ledger = reading.ledger
@@ -63,7 +69,7 @@ def prepare(config: TrainConfig, renderer: Renderer) -> Prepared:
         ledger.extend(further.ledger)
         formats.update(further.formats)
         validation[name] = render_groups(further.groups, renderer, ledger)
-        _warn_of_leak(name, train, validation[name])
+        warn_of_leak(name, train, validation[name])
     for name, groups in {**validation, "test": test}.items():
         if not groups and (name != "test" or parts["test"]):
             raise PalateError(f"the {name} part is empty after rendering:\n" + ledger.summary(0))
@@ -74,40 +80,48 @@ def prepare(config: TrainConfig, renderer: Renderer) -> Prepared:
         ledger,
         formats,
         manifest,
-        data_hashes([*config.sources, *config.validation.values()]),
+        data_hashes([*config.paths, *config.validation.values()]),
         lengths_of_left_out(reading.groups, [*train, *validation.get("validation", []), *test]),
     )
-    ledger.check(prepared.num_groups)
+    ledger.check(prepared.num_rows)
     return prepared
 
 
-def read_sources(sources: Sequence[str], settings: ReadSettings) -> Reading:
-    return read(
-        list(sources),
-        format=settings.format,
-        votes=settings.votes,
-        hub_split=settings.hub_split,
-    )
+def read_sources(sources: Sequence[str] | Mapping[str, Source], settings: ReadSettings) -> Reading:
+    return read(sources, settings)
 
 
 def refuse_without_effect(reading: Reading, settings: ReadSettings) -> None:
     """Raise PalateError for a setting that none of the data can heed."""
-    votes, default = settings.votes, VoteSettings()
-    have_votes = any(group.votes for group in reading.groups)
-    have_margins = any(c.margin > 0 for group in reading.groups for c in group.comparisons)
-    without_effect = {
-        "read.votes.min_gap": votes.min_gap > 0 and "ranked" not in reading.formats.values(),
-        "read.votes.target": votes.target != default.target and not have_votes,
-        "read.votes.prior": votes.prior != default.prior and not have_votes,
-        "read.votes.margin_per_strength": votes.margin_per_strength > 0 and not have_margins,
-        "read.hub_split": settings.hub_split != ReadSettings().hub_split
-        and all(Path(source).exists() for source in reading.formats),
-    }
-    for key, idle in without_effect.items():
-        if idle:
+    annotators = {vote.annotator for group in reading.groups for vote in group.votes}
+    refuse_idle(reading.heeds, list(reading.formats), annotators, settings)
+
+
+def refuse_idle(
+    heeds: Set[str], sources: Sequence[str], annotators: Set[str], settings: ReadSettings
+) -> None:
+    """The same for sources that were streamed: `heeds` and `annotators` are of all of them."""
+    default = VoteSettings()
+    changed = [f.name for f in fields(default)]
+    changed = [n for n in changed if getattr(settings.votes, n) != getattr(default, n)]
+    idle = [f"read.votes.{name}" for name in changed if name not in heeds]
+    if settings.rating and "rating" not in heeds:
+        idle.append("read.rating")
+    if settings.hub_split != ReadSettings().hub_split and all(
+        Path(source).exists() for source in sources
+    ):
+        idle.append("read.hub_split")
+    if idle:
+        raise PalateError(
+            f"{idle[0]} has no effect: nothing in {', '.join(sources)} heeds it; leave it"
+            " out, or name other data"
+        )
+    for name in settings.votes.annotator_weights:
+        if name not in annotators:
+            near = difflib.get_close_matches(name, annotators, n=1, cutoff=0)
             raise PalateError(
-                f"{key} has no effect: nothing in {', '.join(reading.formats)} heeds it; leave it"
-                " out, or name other data"
+                f"read.votes.annotator_weights: nobody called {name!r} has voted; among the"
+                f" {len(annotators)} annotators the nearest is {near[0]!r}"
             )
 
 
@@ -149,33 +163,47 @@ def data_hashes(sources: Sequence[str]) -> dict[str, str]:
     return {s: sha256_file(s) if Path(s).exists() else "hub data set" for s in sources}
 
 
+@dataclass
+class LeftOut:
+    """Comparisons that were lost in rendering, and who had won them: leaving out is never
+    neutral."""
+
+    num_all: int = 0
+    num_lost: int = 0
+    num_longer_won: float = 0.0
+
+    def add(self, group: PreferenceGroup, rendered: RenderedGroup | None) -> None:
+        index = rendered.response_index if rendered else ()
+        kept = {(index[c.better], index[c.worse]) for c in rendered.comparisons} if rendered else ()
+        self.num_all += len(group.comparisons)
+        for c in group.comparisons:
+            if (c.better, c.worse) not in kept:
+                gap = len(group.responses[c.better].text) - len(group.responses[c.worse].text)
+                self.num_lost += 1
+                self.num_longer_won += (gap > 0) + (gap == 0) / 2
+
+    def summary(self) -> str:
+        """In words; empty when nothing was lost."""
+        if not self.num_lost:
+            return ""
+        return (
+            f"{self.num_lost} of {self.num_all} comparisons lost in rendering; among them the"
+            f" longer answer won {self.num_longer_won / self.num_lost:.0%}"
+        )
+
+
 def lengths_of_left_out(
     groups: Sequence[PreferenceGroup], rendered: Sequence[RenderedGroup]
 ) -> str:
-    """Who won in the comparisons that were lost in rendering: leaving out is never neutral."""
-    kept = {
-        (g.group.file, g.group.line): {
-            (g.response_index[c.better], g.response_index[c.worse]) for c in g.comparisons
-        }
-        for g in rendered
-    }
-    lost = [
-        len(group.responses[c.better].text) - len(group.responses[c.worse].text)
-        for group in groups
-        for c in group.comparisons
-        if (c.better, c.worse) not in kept.get((group.file, group.line), set())
-    ]
-    if not lost:
-        return ""
-    num_all = sum(len(group.comparisons) for group in groups)
-    longer = sum((gap > 0) + (gap == 0) / 2 for gap in lost) / len(lost)
-    return (
-        f"{len(lost)} of {num_all} comparisons lost in rendering; among them the longer answer won"
-        f" {longer:.0%}"
-    )
+    """Who won in the comparisons that were lost in rendering."""
+    by_place = {(g.group.file, g.group.line): g for g in rendered}
+    left_out = LeftOut()
+    for group in groups:
+        left_out.add(group, by_place.get((group.file, group.line)))
+    return left_out.summary()
 
 
-def _warn_of_leak(
+def warn_of_leak(
     name: str, train: Sequence[RenderedGroup], validation: Sequence[RenderedGroup]
 ) -> None:
     known = {prompt_cluster(group.group.prompt) for group in train}

@@ -103,7 +103,7 @@ def quickstart(config: QuickstartConfig, say: Callable[[str], None] = print) -> 
 
 def shown_groups(run: TrainConfig) -> list[PreferenceGroup]:
     """Prompts of the test part, evenly spaced: nobody has picked those that went well."""
-    parts, _ = divide(read_sources(run.sources, run.read).groups, run.split)
+    parts, _ = divide(read_sources(run.inputs, run.read).groups, run.split)
     test = parts["test"]
     return [test[len(test) * number // NUM_PROMPTS_SHOWN] for number in range(NUM_PROMPTS_SHOWN)]
 

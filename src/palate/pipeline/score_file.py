@@ -6,17 +6,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from tqdm import tqdm
 
-from palate.artifacts.files import atomic_path, describe_os_error, sha256_json, write_json
+from palate.artifacts.files import describe_os_error, sha256_json, write_json
 from palate.errors import PalateError
+from palate.model.quantization import Quantization
+from palate.pipeline.parquet import jsonl_to_parquet
 from palate.pipeline.score_rows import PendingRow, prepare_row, rows_in_order
 from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, Scorer, load
-from palate.text import first_surrogate
 
 MICROBATCHES_PER_CHUNK = 16
 """Rows are gathered until they fill so many microbatches: longer chunks pack better, and a kill
@@ -43,8 +43,12 @@ class ScoreConfig:
     """Token slots of one forward pass: bounds memory, changes no reward."""
     device: str = "auto"
     """auto = cuda where there is one, otherwise cpu."""
+    quantization: Quantization = "none"
+    """8bit or 4bit: the body's linear layers rounded, for less memory; rewards change."""
     allow_changed: list[str] = field(default_factory=list)
     """Parts of the checkpoint that may differ from the training: template, tokenizer, ..."""
+    trust_remote_code: bool = False
+    """Run Python code that the checkpoint brings along."""
     hub_split: str = "train"
     """Split of a hub data set."""
 
@@ -91,8 +95,10 @@ def score_file(config: ScoreConfig, on_row: Callable[[int], None] = lambda _: No
     scorer = load(
         config.model,
         device=config.device,
+        quantization=config.quantization,
         tokens_per_microbatch=config.tokens_per_microbatch,
         allow_changed=config.allow_changed,
+        trust_remote_code=config.trust_remote_code,
     )
     if config.overlong == "cut":
         scorer.renderer.lengths = replace(scorer.renderer.lengths, overlong="cut")
@@ -143,6 +149,7 @@ def _identity(config: ScoreConfig, scorer: Scorer) -> str:
             dict(scorer.sidecar.fingerprint) if scorer.sidecar else config.model,
             scorer.renderer.fingerprint(),
             config.overlong,
+            config.quantization,
             config.data,
             [stat.st_size, stat.st_mtime_ns] if stat else config.hub_split,
         ]
@@ -223,46 +230,9 @@ def _write_chunk(
 
 def _publish(partial: Path, output: str) -> None:
     if output.endswith(".parquet"):
-        _to_parquet(partial, output)
+        kept = f"all rewards are in {partial}, rename it to .jsonl"
+        jsonl_to_parquet(partial, output, kept)
         partial.unlink()
     else:
         partial.replace(output)
     _owner(partial).unlink()
-
-
-def _to_parquet(partial: Path, output: str) -> None:
-    """Two passes over the lines: one for the schema that fits all of them, one to write.
-
-    Parquet holds valid Unicode only: a lone surrogate becomes a question mark.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    def tables() -> Iterator[Any]:
-        with open(partial, encoding="utf-8") as lines:
-            while batch := [_valid(json.loads(line)) for line in islice(lines, 4096)]:
-                names = dict.fromkeys(key for row in batch for key in row)
-                yield pyarrow.table({name: [row.get(name) for row in batch] for name in names})
-
-    try:
-        schemas = [table.schema for table in tables()]
-        schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
-        with (
-            atomic_path(output) as temporary,
-            pyarrow.parquet.ParquetWriter(temporary, schema) as w,
-        ):
-            for table in tables():
-                missing = [name for name in schema.names if name not in table.column_names]
-                for name in missing:
-                    table = table.append_column(name, pyarrow.nulls(len(table)))
-                w.write_table(table.select(schema.names).cast(schema))
-    except (pyarrow.ArrowException, OverflowError) as error:
-        raise PalateError(
-            f"{output}: the rows don't fit one table ({error}); all rewards are in {partial},"
-            " rename it to .jsonl"
-        ) from error
-
-
-def _valid(value: Any) -> Any:
-    text = json.dumps(value, ensure_ascii=False)
-    return value if first_surrogate(text) is None else json.loads(text.encode("utf-8", "replace"))

@@ -6,8 +6,8 @@ from typing import Any
 
 from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
-from palate.preferences.fields import Row, common_fields, messages_of, require, text_of
-from palate.preferences.rows import iter_rows
+from palate.preferences.files.rows import iter_rows
+from palate.preferences.formats.fields import Row, common_fields, messages_of, require, text_of
 from palate.preferences.types import Response, ScoringItem
 from palate.scoring.scorer import Scorer
 

@@ -24,6 +24,31 @@ SHOWN = (
 """Metrics in the order in which people read them; those not measured are passed over."""
 
 
+BY_SOURCE = "accuracy, source "
+"""What the names of accuracies by source begin with."""
+
+
+def shown(metrics: Mapping[str, Estimate]) -> list[str]:
+    """Names of the metrics that are there, in the order of `SHOWN`, then those by source."""
+    by_source = sorted(name for name in metrics if name.startswith(BY_SOURCE))
+    return [*(name for name in SHOWN if name in metrics), *by_source]
+
+
+PLAIN_USE = """```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("this directory")
+tokenizer = AutoTokenizer.from_pretrained("this directory")
+messages = [
+    {"role": "user", "content": "How do birds fly?"},
+    {"role": "assistant", "content": "They flap."},
+]
+inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+model(**inputs).logits[0, 0]
+```
+"""
+
+
 def interval(estimate: Estimate) -> str:
     """The 95 % interval in words; a single cluster gives none."""
     if not math.isfinite(estimate.low):
@@ -46,9 +71,9 @@ def about_part(name: str, temperature: Mapping[str, Any] | None) -> tuple[str, s
 def metric_table(metrics: Mapping[str, Estimate]) -> str:
     """A Markdown table: value, 95 % interval, n."""
     rows = [
-        f"| {name} | {m.value:.3f} | {interval(m)} | {m.n} |"
-        for name in SHOWN
-        if (m := metrics.get(name)) is not None
+        f"| {escape(name, quote=False)} | {metrics[name].value:.3f} | {interval(metrics[name])}"
+        f" | {metrics[name].n} |"
+        for name in shown(metrics)
     ]
     return "\n".join(["| metric | value | 95 % interval | prompts |", "|---|---|---|---|", *rows])
 
@@ -72,11 +97,15 @@ def model_card(
         if measured
         else "Nothing was held out, so nothing was measured."
     )
+    learned = "".join(
+        f"\n\nThe objective learned, beside the rewards: {name} {escape(str(value), quote=False)}."
+        for name, value in facts["learned"].items()
+    )
     num_left_out = sum(n for reason, n in facts["ledger"].items() if reason.startswith("row"))
     model = escape(facts["model"], quote=False)
     left_out = f" {facts['left_out']}." if facts["left_out"] else ""
     return f"""---
-library_name: transformers
+library_name: {"transformers" if sidecar.plain else "palate"}
 pipeline_tag: text-classification
 tags: [reward-model, palate]
 base_model: {json.dumps(facts["model"])}
@@ -85,14 +114,15 @@ base_model: {json.dumps(facts["model"])}
 # A reward model on {model}
 
 Reads a prompt and one answer, returns one number; only differences within a prompt mean anything.
-Trained with the Bradley-Terry loss on {facts["num_groups"]["train"]} prompts
-({facts["steps"]} steps). Pooling `{sidecar.pooling}`, head `{sidecar.head_name}`, {sidecar.dtype}.
+Trained with the objective {facts["objective"]}, method {facts["method"]}, on
+{facts["num_groups"]["train"]} prompts ({facts["steps"]} steps).
+Pooling `{sidecar.pooling}`, head `{sidecar.head_name}`, {sidecar.dtype}.
 
 ## How good it is
 
 {quality}
 
-{probability}
+{probability}{learned}
 
 ## What was left out
 
@@ -109,18 +139,17 @@ scorer = palate.load("this directory")
 scorer.score("How do birds fly?", "They flap.")
 ```
 
-```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-model = AutoModelForSequenceClassification.from_pretrained("this directory")
-tokenizer = AutoTokenizer.from_pretrained("this directory")
-messages = [
-    {{"role": "user", "content": "How do birds fly?"}},
-    {{"role": "assistant", "content": "They flap."}},
-]
-inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
-model(**inputs).logits[0, 0]
-```
-
+{_without_palate(sidecar)}
 The template writes all special tokens and ends at `{sidecar.end_of_turn}`.
 """
+
+
+def _without_palate(sidecar: Sidecar) -> str:
+    """How plain classes load it, or why they don't."""
+    if sidecar.plain:
+        return PLAIN_USE
+    return (
+        f"Only palate loads it: plain classes have no place for its pooling `{sidecar.pooling}` and"
+        f" its head, `{sidecar.head_name}.safetensors`. They find no `model.safetensors` and stop,"
+        " instead of going on with a random head.\n"
+    )

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment
 
 from palate.model.checkpoint import Sidecar
-from palate.report.card import SHOWN, about_part, interval
+from palate.report.card import about_part, interval, shown
 from palate.statistics import Estimate
 
 _PAGE = """<!doctype html>
@@ -50,7 +50,7 @@ model is {{ facts.best }}, the best by validation loss{% endif %}.
 <circle cx="{{ 220 + 400 * m.value }}" cy="{{ y }}" r="5" fill="#36c"/>
 {% endfor %}</svg>
 <table><tr><th>metric<th class="n">value<th class="n">95 % interval<th class="n">prompts</tr>
-{% for name in shown if name in metrics %}{% set m = metrics[name] %}
+{% for name in shown(metrics) %}{% set m = metrics[name] %}
 <tr><td>{{ name }}<td class="n">{{ "%.3f"|format(m.value) }}
 <td class="n">{{ interval(m) }}<td class="n">{{ m.n }}</tr>
 {% endfor %}</table>
@@ -65,6 +65,9 @@ baseline is a logistic model of the answers' style and words, fitted on the trai
 {% for reason, count in facts.ledger.items() %}<tr><td>{{ reason }}<td class="n">{{ count }}</tr>
 {% else %}<tr><td>nothing<td class="n">0</tr>{% endfor %}</table>
 <h2>Training</h2>
+<p>Objective {{ facts.objective }}, method {{ facts.method }}.
+{% for name, value in facts.learned.items() %}Learned beside the rewards: {{ name }} {{ value }}.
+{% endfor %}</p>
 <table><tr><th class="n">step<th class="n">loss<th class="n">validation loss
 <th class="n">validation accuracy</tr>
 {% for e in history %}{% if "loss" in e or "eval_loss" in e %}<tr><td class="n">{{ e.step }}
@@ -104,7 +107,7 @@ def html_report(
         about_part=about_part,
         interval=interval,
         bars=bars,
-        shown=SHOWN,
+        shown=shown,
         facts=facts,
         history=history,
         temperature=sidecar.temperature,

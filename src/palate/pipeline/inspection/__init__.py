@@ -1,0 +1,1 @@
+"""What `palate data inspect` counts, observes and shows."""

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test check lint types imports readme
+.PHONY: setup quickstart test check lint types imports docs readme
 
 setup: .venv/ready
 
@@ -17,7 +17,7 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest
 
-check: lint types imports readme
+check: lint types imports docs readme
 
 lint: setup
 	$(BIN)/ruff check .
@@ -29,8 +29,11 @@ types: setup
 imports: setup
 	$(BIN)/lint-imports
 
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
+
 readme: setup runs/quickstart/metrics.json
-	$(BIN)/python tools/readme_commands.py README.md
+	$(BIN)/python tools/readme_commands.py README.md docs/*.md
 
 runs/quickstart/metrics.json: | setup
 	$(BIN)/palate quickstart --output runs/quickstart

@@ -12,32 +12,25 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from held_out import test_outcomes
+
 from palate.artifacts.files import write_json
 from palate.artifacts.ledger import Ledger
 from palate.artifacts.rundir import versions
 from palate.cli.parsing import parse, parser_for
 from palate.evaluation.metrics import Outcome, as_json, evaluate_outcomes
 from palate.pipeline.config import TrainConfig
-from palate.pipeline.prepare import data_hashes, divide, read_sources
+from palate.pipeline.prepare import data_hashes
 from palate.pipeline.quickstart import minilm_directory
 from palate.pipeline.train import train
-from palate.rendering import render_groups
-from palate.scoring.runs import plan_groups, run_plans
 
 
 def held_out(config: TrainConfig, directory: Path) -> tuple[list[Outcome], Ledger]:
     """Train one fold, and score its test part."""
     result = train(replace(config, output=str(directory)))
     assert result.scorer is not None
-    scorer = result.scorer
-    parts, _ = divide(read_sources(config.sources, config.read).groups, config.split)
     ledger = Ledger()
-    groups = render_groups(parts["test"], scorer.renderer, ledger)
-    plans = plan_groups(
-        [g.sequences for g in groups], scorer.model.layout, 8192, scorer.renderer.pad_id
-    )
-    rewards = run_plans(scorer.model, plans, [len(g.sequences) for g in groups])
-    return [Outcome(group, rewards[index]) for index, group in enumerate(groups)], ledger
+    return test_outcomes(config, result.scorer, ledger), ledger
 
 
 def main() -> None:

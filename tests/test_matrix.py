@@ -229,7 +229,8 @@ def check_moved(
     head = tuple(prefix for prefix in model.head_prefixes if prefix != "learned.")
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     for name, value in after.items():
-        if name.startswith("learned."):
+        # GPT-2's last norm adds its bias to all states: an offset of all rewards, without gradient.
+        if name.startswith("learned.") or name.endswith("ln_f.bias"):
             continue
         is_bias_of_class = name.startswith("transformer.") and name.endswith("classifier.bias")
         is_trained = name.startswith(head) and not is_bias_of_class

@@ -29,6 +29,7 @@ from palate.evaluation.calibration import fit_temperature
 from palate.evaluation.metrics import Outcome, evaluate_outcomes
 from palate.model.settings import BodySettings
 from palate.objectives import ObjectiveSettings
+from palate.objectives.objective import Objective
 from palate.pipeline.config import SplitSettings, TrainConfig
 from palate.pipeline.fit import fit
 from palate.pipeline.prepare import data_hashes, divide, prepare, read_sources
@@ -91,8 +92,10 @@ def run_arm(path: str, method: str, arm: Arm, seed: int) -> dict[str, float]:
     )
     set_seed(seed)
     loaded, renderer = open_model(config)
+    prepared = prepare(config, renderer)
+    objective = Objective(config.objective, prepared.train)
     with tempfile.TemporaryDirectory() as directory:
-        fitted = fit(config, loaded, renderer, prepare(config, renderer), Path(directory))
+        fitted = fit(config, loaded, renderer, prepared, objective, Path(directory))
     temperature = fit_temperature(fitted.outcomes["validation"], config.objective.ties)
     outcomes = read_as_default(fitted.outcomes["test"], config, renderer)
     cold = [replace(o, reward_N=o.reward_N / temperature) for o in outcomes]

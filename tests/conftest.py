@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 # The same examples everywhere and always, and no clock: CI machines are shared and slow.
@@ -12,6 +13,8 @@ settings.register_profile("palate", derandomize=True, deadline=None)
 settings.load_profile("palate")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tiny models spend more time on waking threads than on arithmetic.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -186,7 +186,8 @@ def trained(case: Combination, model: str, directory: Path) -> None:
     parts, renderer = prepared(case.method == "frozen"), tiny_renderer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("palate.pipeline.fit.merge_adapters", partial(merge_and_keep, after))
-        fitted = fit(config, loaded, renderer, parts, directory / "run")
+        objective = Objective(config.objective, parts.train)
+        fitted = fit(config, loaded, renderer, parts, objective, directory / "run")
     check_losses(case, config, fitted.history, parts.train)
     check_moved(case, fitted.model, before, after or state(fitted.model))
     scorer = finish(config, fitted, renderer, parts, directory / "run").scorer

@@ -1,6 +1,5 @@
 """Checkpoints to reward models; what isn't one is refused by name."""
 
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from palate.model.selfcheck import (
     parameters_in_use,
     why_not_rows,
     why_not_tree,
+    without_numbers,
 )
 from palate.model.settings import BodySettings
 from palate.model.weights import brief, load_body, load_classifier, weight_names
@@ -220,10 +220,9 @@ def _freeze_unused(model: RewardModel) -> None:
     chooses tokens or experts without a gradient. Wrappers that shard wait for all gradients.
     """
     used = parameters_in_use(model)
-    # An expert that no random token reached is used all the same: its siblings were.
-    patterns = {re.sub(r"\d+", "*", name) for name in used}
+    patterns = {without_numbers(name) for name in used}
     for name, parameter in model.named_parameters():
-        if name not in used and re.sub(r"\d+", "*", name) not in patterns:
+        if without_numbers(name) not in patterns:
             parameter.requires_grad_(False)
 
 

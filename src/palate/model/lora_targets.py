@@ -1,21 +1,18 @@
 """Which parts of a transformer can carry an adapter, and which are new and trained whole."""
 
 import difflib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from palate.errors import PalateError
 from palate.forest.plan import plan_rows
 from palate.model.reward_model import Output, RewardModel
+from palate.model.selfcheck import random_groups, without_numbers
 
-PROBE_LENGTHS = (3, 8, 21)
-"""Tokens of the random sequences on which a model is tried."""
 POOLER = "pooler"
 
 
@@ -41,8 +38,7 @@ def find_targets(model: RewardModel) -> Found:
     head = f"{model.head_name}."
     beside = [n for n in beside_body(model) if n in called or head.startswith(f"{n}.")]
     found = Found(whole=beside)
-    # An expert that no random token reached is used all the same: its siblings were.
-    used = {_pattern(name) for name in called}
+    used = {without_numbers(name) for name in called}
     for name, module in modules.items():
         if any(f"{name}.".startswith(f"{part}.") for part in beside):
             continue
@@ -52,7 +48,7 @@ def find_targets(model: RewardModel) -> Found:
                 found.layers.append(name)
             else:
                 found.refused[name] = reason
-        elif _pattern(name) in used and not isinstance(module, nn.Conv1d):
+        elif without_numbers(name) in used and not isinstance(module, nn.Conv1d):
             own = module.named_parameters(recurse=False)
             # A first dimension of 1 is that of a batch, as in learned positions.
             stacks = (last for last, p in own if p.ndim == 3 and len(p) > 1)
@@ -77,7 +73,7 @@ def beside_body(model: RewardModel) -> list[str]:
 
 def _why_unused(model: RewardModel, name: str, used: set[str]) -> str | None:
     """Why an adapter in this layer would do nothing; None when it would."""
-    if _pattern(name) not in used:
+    if without_numbers(name) not in used:
         return "it is never called, so an adapter in it would do nothing"
     if POOLER in name.split(".") and model.pooling != "cls":
         return f"pooling {model.pooling} does not read the body's own pooler"
@@ -105,17 +101,9 @@ def _called(model: RewardModel, names: Iterable[str]) -> set[str]:
 
 def probe(model: RewardModel) -> Output:
     """States and rewards of a few random sequences."""
-    random = np.random.default_rng(0)
-    top = min(model.config.get_text_config().vocab_size, 1000)
-    sequences = [[int(i) for i in random.integers(3, top, size=n)] for n in PROBE_LENGTHS]
-    plan = plan_rows([sequences], 10**9, pad_id=0)[0]
+    (plan,) = plan_rows(random_groups(model.config), 10**9, pad_id=0)
     with model.scoring_mode():
         return model.run(plan)
-
-
-def _pattern(name: str) -> str:
-    """The name without the numbers of layer and expert."""
-    return re.sub(r"\d+", "*", name)
 
 
 def _is_read_past(transformer: Any, name: str) -> bool:

@@ -1,5 +1,6 @@
 """Checks made on the real model when it is loaded."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -90,7 +91,7 @@ def state_width(body: nn.Module) -> int:
 
 def why_not_rows(model: RewardModel) -> str | None:
     """None when a sequence beside longer ones is pooled as it is alone, otherwise the reason."""
-    groups = _random_groups(model.config)
+    groups = random_groups(model.config)
     sequences = [sequence for group in groups for sequence in group]
     shortest = min(range(len(sequences)), key=lambda index: len(sequences[index]))
     try:
@@ -109,7 +110,7 @@ def why_not_rows(model: RewardModel) -> str | None:
 
 def is_random(model: RewardModel) -> bool:
     """Whether two passes in training mode differ: a router that draws its experts, or dropout."""
-    (plan,) = plan_rows([_random_groups(model.config)[0]], 10**9, pad_id=0)
+    (plan,) = plan_rows([random_groups(model.config)[0]], 10**9, pad_id=0)
     with _mode(model, training=True), torch.no_grad():
         first, second = (model.run(plan).hidden_ND for _ in range(2))
     return not torch.equal(first, second)
@@ -117,7 +118,7 @@ def is_random(model: RewardModel) -> bool:
 
 def parameters_in_use(model: RewardModel) -> set[str]:
     """Names of the parameters on which the rewards of short random texts depend."""
-    (plan,) = plan_rows(_random_groups(model.config), 10**9, pad_id=0)
+    (plan,) = plan_rows(random_groups(model.config), 10**9, pad_id=0)
     with _mode(model, training=False):
         reward_N = model.run(plan).reward_N
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -135,6 +136,12 @@ def parameters_in_use(model: RewardModel) -> set[str]:
     return found
 
 
+def without_numbers(name: str) -> str:
+    """A module's or parameter's name without the numbers of layer and expert: an expert that no
+    random token reached is used all the same where its siblings were."""
+    return re.sub(r"\d+", "*", name)
+
+
 @contextmanager
 def _mode(model: RewardModel, training: bool) -> Iterator[None]:
     former = model.training
@@ -150,7 +157,7 @@ def looks_ahead(model: RewardModel) -> bool:
 
     `model` pools the last token, or what it is told to be the last.
     """
-    first, second = _random_groups(model.config)[0][:2]
+    first, second = random_groups(model.config)[0][:2]
     start = len(first) - 4
     states = []
     with model.scoring_mode():
@@ -208,7 +215,7 @@ def tree_difference(model: RewardModel) -> float:
     The configuration's sliding window is shortened meanwhile, so that it is tested on short texts:
     some bodies have one and don't apply it.
     """
-    groups = _random_groups(model.config)
+    groups = random_groups(model.config)
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     try:
@@ -222,7 +229,8 @@ def tree_difference(model: RewardModel) -> float:
     return _relative(tree, rows)
 
 
-def _random_groups(config: Any) -> list[list[list[int]]]:
+def random_groups(config: Any) -> list[list[list[int]]]:
+    """Groups of short sequences, their sizes from `LENGTHS`; the same at every call."""
     random = np.random.default_rng(0)
     top = min(getattr(config.get_text_config(), "vocab_size", 1000), 1000)
 

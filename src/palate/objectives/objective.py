@@ -179,6 +179,14 @@ class Objective:
             loss = loss + batch.num_prompts * penalty
         return loss
 
+    def mean_loss(
+        self, reward_N: Tensor, batch: ObjectiveBatch, learned: Mapping[str, Tensor] = {}
+    ) -> Tensor:
+        """Mean over prompts of `loss`, where the batch is a whole step."""
+        num_prompts = batch.num_prompts
+        mean = (batch.share_N * reward_N.detach()).sum() / num_prompts if self.needs_mean else None
+        return self.loss(reward_N, batch, learned, mean) / num_prompts
+
     def data_loss(
         self, reward_N: Tensor, batch: ObjectiveBatch, learned: Mapping[str, Tensor] = {}
     ) -> Tensor:

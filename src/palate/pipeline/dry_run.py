@@ -26,13 +26,11 @@ def describe_dry_run(
     model: RewardModel,
     renderer: Renderer,
     prepared: Prepared,
+    objective: Objective,
     has_trained_head: bool,
 ) -> str:
-    """The description that `--dry-run` prints and every run logs. Raises PalateError when the
-    objective can have no effect on these data, or can't measure a validation set."""
+    """The description that `--dry-run` prints and every run logs."""
     settings = config.training
-    objective = Objective(config.objective, prepared.train)
-    objective.check_validation(prepared.validation)
     is_warm = has_trained_head and settings.method != "frozen"
     sizes = Counter(len(group.sequences) for group in prepared.train)
     num_steps = settings.max_steps or settings.epochs * -(

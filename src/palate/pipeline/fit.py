@@ -61,13 +61,13 @@ def fit(
     loaded: Loaded,
     renderer: Renderer,
     prepared: Prepared,
+    objective: Objective,
     directory: Path,
 ) -> Fitted:
     """Train, and score the held-out parts; adapters are in the model already.
 
     Raises Interrupted once a checkpoint is written.
     """
-    objective = Objective(config.objective, prepared.train)
     for warning in objective.warnings:
         warnings.warn(warning, stacklevel=2)
     if config.training.method == "frozen":

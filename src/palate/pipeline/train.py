@@ -15,6 +15,7 @@ from palate.model.checkpoint import check_fingerprint, read_sidecar
 from palate.model.loading import Loaded, load_model
 from palate.model.lora import add_adapters
 from palate.model.selfcheck import check_positions, max_positions
+from palate.objectives.objective import Objective
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.directory import STORE, run_directory, write_inputs
 from palate.pipeline.dry_run import describe_dry_run
@@ -50,8 +51,12 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
     directory = decided_by_main(lambda: run_directory(config, dry_run))
     set_seed(config.training.seed)
     loaded, renderer = open_model(config)
-    prepared = _prepare(config, renderer, directory, dry_run)
-    summary = describe_dry_run(config, loaded.model, renderer, prepared, loaded.has_trained_head)
+    prepared = prepare_where_asked(config, renderer, None if dry_run else directory / STORE)
+    objective = Objective(config.objective, prepared.train)
+    objective.check_validation(prepared.validation)
+    summary = describe_dry_run(
+        config, loaded.model, renderer, prepared, objective, loaded.has_trained_head
+    )
     if dry_run:
         return TrainResult(directory, {}, "", None, summary)
     state = processes()
@@ -59,7 +64,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
         logger.info("%s", summary)
         write_inputs(directory, config, prepared, loaded.model.num_parameters())
     state.wait_for_everyone()
-    fitted = fit(config, loaded, renderer, prepared, directory)
+    fitted = fit(config, loaded, renderer, prepared, objective, directory)
     if not state.is_main_process:
         return TrainResult(directory, {}, "", None, summary)
     done = finish(config, fitted, renderer, prepared, directory)
@@ -67,15 +72,16 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
     return TrainResult(directory, metrics, done.measured_on, done.scorer, summary)
 
 
-def _prepare(config: TrainConfig, renderer: Renderer, directory: Path, dry_run: bool) -> Prepared:
+def prepare_where_asked(config: TrainConfig, renderer: Renderer, store: Path | None) -> Prepared:
+    """In memory, or on disk in `store`; without one, in a folder that is gone by itself."""
     if config.store == "memory":
         return prepare(config, renderer)
     # One process writes what all read.
-    place = Path(tempfile.mkdtemp()) if dry_run else directory / STORE
+    place = store or Path(tempfile.mkdtemp())
     try:
         return decided_by_main(lambda: prepare_on_disk(config, renderer, place))
     finally:
-        if dry_run:  # what is mapped stays readable
+        if store is None:  # what is mapped stays readable
             shutil.rmtree(place)
 
 

@@ -16,8 +16,7 @@ from palate.errors import PalateError
 from palate.evaluation.metrics import as_json
 from palate.objectives.objective import Objective
 from palate.pipeline.config import TrainConfig
-from palate.pipeline.prepare import prepare
-from palate.pipeline.train import open_model
+from palate.pipeline.train import open_model, prepare_where_asked
 from palate.training.defaults import with_rates
 from palate.training.learning_rate import RateTest, find_learning_rate
 from palate.training.noise_scale import NoiseScale, measure_noise
@@ -58,7 +57,7 @@ def tune(config: TuneConfig) -> TuneResult:
         )
     set_seed(config.training.seed)
     loaded, renderer = open_model(config)
-    prepared = prepare(config, renderer)
+    prepared = prepare_where_asked(config, renderer, None)
     model = loaded.model
     if torch.cuda.is_available():
         model.to("cuda")

@@ -1,10 +1,13 @@
-"""Learning rates for those who name none, by method and size of the body.
+"""What takes the place of settings that are left open: rates by method, size and role; precision.
 
 docs/tuning.md has the sweep behind the first row; the others follow what is published for reward
 models of that size and were not measured here.
 """
 
 from dataclasses import replace
+from typing import Literal
+
+import torch
 
 from palate.training.settings import TrainingSettings
 
@@ -30,3 +33,28 @@ def with_rates(settings: TrainingSettings, num_parameters: int) -> TrainingSetti
         head_learning_rate_factor=settings.head_learning_rate_factor
         or HEAD_FACTORS[settings.method],
     )
+
+
+Role = Literal["body", "head", "learned"]
+
+
+def role_of(name: str, head_prefixes: tuple[str, ...]) -> Role:
+    """What a parameter of a RewardModel is: of the body, new in a reward model, or learned by the
+    objective."""
+    if name.startswith("learned."):
+        return "learned"
+    return "head" if name.startswith(head_prefixes) else "body"
+
+
+def rates_by_role(settings: TrainingSettings) -> dict[Role, float]:
+    """Learning rates, of settings whose own are filled in."""
+    rate = settings.learning_rate
+    head = rate * settings.head_learning_rate_factor
+    return {"body": rate, "head": head, "learned": LEARNED_RATE}
+
+
+def uses_bfloat16(settings: TrainingSettings) -> bool:
+    """Whether the body's arithmetic is in bfloat16 on this machine."""
+    if settings.precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return settings.precision == "bfloat16"

@@ -127,7 +127,7 @@ class Problem:
         reward_U = self._rewards(v_D / self.deviation_D).requires_grad_()
         for parameter in (v_D, *learned.values()):
             parameter.requires_grad_()
-        loss = self._mean_loss(reward_U[self.distinct_N], learned)
+        loss = self.objective.mean_loss(reward_U[self.distinct_N], self.batch, learned)
         loss = loss + self.penalty(v_D, learned, l2)
         slope_U, slope_D, *slopes = torch.autograd.grad(
             loss, [reward_U, v_D, *learned.values()], materialize_grads=True
@@ -152,14 +152,6 @@ class Problem:
             slope_D += slope_U[start : start + len(state_BD)] @ _double(state_BD)
             start += len(state_BD)
         return slope_D
-
-    def _mean_loss(self, reward_N: Tensor, learned: dict[str, Tensor]) -> Tensor:
-        """All prompts are one step, so its mean reward is theirs."""
-        num_prompts = self.batch.num_prompts
-        mean = None
-        if self.objective.needs_mean:
-            mean = (self.batch.share_N * reward_N.detach()).sum() / num_prompts
-        return self.objective.loss(reward_N, self.batch, learned, mean) / num_prompts
 
 
 def _double(state_BD: np.ndarray) -> Tensor:

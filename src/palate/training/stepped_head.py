@@ -54,8 +54,8 @@ def train_steps(
         for step in _steps(len(groups), settings.prompts_per_step, generator):
             sequences = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in step])
             state_MD = (torch.from_numpy(features.take(sequences)) - mean_D) / deviation_D
-            members = [groups[i] for i in step]
-            loss = _mean_loss(objective, members, rewards(head, state_MD), learned)
+            batch = objective.batch([groups[i] for i in step])
+            loss = objective.mean_loss(rewards(head, state_MD), batch, learned)
             if not loss.isfinite():
                 raise PalateError(
                     f"loss is {float(loss.detach())} at step {num_steps + 1}; lower"
@@ -118,14 +118,3 @@ def _steps(num_groups: int, size: int, generator: torch.Generator) -> Iterator[l
     order = torch.randperm(num_groups, generator=generator).tolist()
     for start in range(0, num_groups, size):
         yield order[start : start + size]
-
-
-def _mean_loss(
-    objective: Objective,
-    groups: Sequence[RenderedGroup],
-    reward_M: Tensor,
-    learned: Mapping[str, Tensor],
-) -> Tensor:
-    batch = objective.batch(groups)
-    mean = (batch.share_N * reward_M.detach()).sum() / len(groups) if objective.needs_mean else None
-    return objective.loss(reward_M, batch, learned, mean) / len(groups)

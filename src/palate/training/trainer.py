@@ -33,7 +33,8 @@ from palate.rendering.store import token_counts
 from palate.scoring.runs import plan_groups, run_plans
 from palate.training.callbacks import InterruptHandler, StateHandler
 from palate.training.checkpoints import rotate, seal
-from palate.training.defaults import LEARNED_RATE, with_rates
+from palate.training.defaults import Role, rates_by_role, role_of, uses_bfloat16, with_rates
+from palate.training.loss import sum_of_means, sum_over_prompts
 from palate.training.settings import TrainingSettings
 from palate.training.steps import StepBatch, StepSampler, step_loader
 
@@ -142,33 +143,29 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
             with waiting:
                 with self.compute_loss_context_manager():
                     output = model(**plan_tensors(plan, self.args.device))
-                    loss = self._sum_over_prompts(output, batch, step_mean, inputs.num_prompts)
+                    loss = self._loss(output, batch, step_mean, inputs.num_prompts)
                     loss = loss * num_processes / inputs.num_prompts
                 self._refuse_non_finite(loss, "loss")
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
 
-    def _sum_over_prompts(
+    def _loss(
         self,
         output: Output,
         batch: ObjectiveBatch | None,
         step_mean: Tensor | None,
         num_prompts: int,
     ) -> Tensor:
-        """The objective, and the load-balancing loss of experts: mean over a prompt's answers."""
-        learned = output.learned or {}
+        """Sum over the microbatch's prompts; an idle microbatch has no batch."""
         if batch is None:
             # Exactly 0, with a gradient of 0 for everything that is trained.
-            parts = [output.reward_N, *learned.values()]
+            parts = [output.reward_N, *(output.learned or {}).values()]
             return torch.stack([part.sum() for part in parts]).sum() * 0.0
         batch = batch.to(self.args.device)
         if step_mean is None and self.objective.needs_mean:
             step_mean = (batch.share_N * output.reward_N.detach()).sum() / num_prompts
-        loss = self.objective.loss(output.reward_N, batch, learned, step_mean)
-        if output.auxiliary_N is not None:
-            loss = loss + (batch.share_N * output.auxiliary_N).sum()
-        return loss
+        return sum_over_prompts(self.objective, output, batch, step_mean)
 
     def _step_mean(
         self,
@@ -184,12 +181,8 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         is_whole = len(microbatches) == self.accelerator.num_processes == 1
         if is_whole or not self.objective.needs_mean:
             return None
-        total = torch.zeros((), device=self.args.device)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            for plan, batch in microbatches:
-                reward_N = model(**plan_tensors(plan, self.args.device)).reward_N
-                if batch is not None:
-                    total += (batch.to(self.args.device).share_N * reward_N).sum()
+        with self.compute_loss_context_manager():
+            total = sum_of_means(model, microbatches, self.args.device)
         summed: Tensor = self.accelerator.reduce(total, reduction="sum")
         return summed / num_prompts
 
@@ -231,28 +224,25 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         if self.optimizer is None:
             target = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(target))
-            rate = self.settings.learning_rate
-            rates = (rate, rate * self.settings.head_learning_rate_factor, LEARNED_RATE)
-            groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+            rates = rates_by_role(self.settings)
+            groups: dict[tuple[Role, bool], list[nn.Parameter]] = {}
             for name, parameter in target.named_parameters():
                 if parameter.requires_grad:
                     # Data parallelism puts a prefix of its own before each name.
-                    own_name = name.removeprefix("module.")
-                    is_learned = own_name.startswith("learned.")
-                    in_head = own_name.startswith(tuple(self.model.head_prefixes))
-                    key = (2 if is_learned else int(in_head), name in decayed and not is_learned)
-                    groups.setdefault(key, []).append(parameter)
+                    role = role_of(name.removeprefix("module."), self.model.head_prefixes)
+                    decays = name in decayed and role != "learned"
+                    groups.setdefault((role, decays), []).append(parameter)
             self.optimizer = torch.optim.AdamW(
                 [
                     {
                         "params": parameters,
-                        "lr": rates[number],
+                        "lr": rates[role],
                         "weight_decay": self.settings.weight_decay if decays else 0.0,
                     }
                     # The body's groups come first: the rate of the first is what is logged.
-                    for (number, decays), parameters in sorted(groups.items())
+                    for (role, decays), parameters in sorted(groups.items())
                 ],
-                lr=rate,
+                lr=rates["body"],
             )
         return self.optimizer
 
@@ -342,9 +332,6 @@ def training_arguments(
     num_steps = settings.max_steps or steps_per_epoch * settings.epochs
     interval = max(1, steps_per_epoch // settings.evaluations_per_epoch)
     on_gpu = torch.cuda.is_available()
-    bf16 = settings.precision == "bfloat16" or (
-        settings.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
-    )
     arguments = TrainingArguments(
         output_dir=str(directory),
         per_device_train_batch_size=settings.prompts_per_step,
@@ -357,7 +344,7 @@ def training_arguments(
         warmup_steps=round(settings.warmup_share * num_steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=bf16,
+        bf16=uses_bfloat16(settings),
         seed=settings.seed,
         use_cpu=not on_gpu,
         eval_strategy="steps" if has_validation else "no",

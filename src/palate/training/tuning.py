@@ -3,18 +3,19 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from palate.errors import PalateError
 from palate.model.reward_model import RewardModel, plan_tensors
 from palate.objectives.objective import Objective
 from palate.rendering import RenderedGroup
-from palate.training.defaults import LEARNED_RATE
+from palate.training.defaults import Role, rates_by_role, role_of, uses_bfloat16
+from palate.training.loss import sum_of_means, sum_over_prompts
 from palate.training.settings import TrainingSettings
-from palate.training.steps import StepBatch, step_batch
+from palate.training.steps import step_batch
 
 AddGradient = Callable[[Sequence[int]], float]
 """Adds the gradient of the mean loss over these prompts to the parameters'; returns the loss."""
@@ -56,14 +57,9 @@ def prompt_gradients(
     pad_id: int,
 ) -> AddGradient:
     """The gradient that training would compute on a step of these prompts."""
-    uses_bfloat16 = settings.precision == "bfloat16" or (
-        settings.precision == "auto"
-        and model.device.type == "cuda"
-        and torch.cuda.is_bf16_supported()
-    )
 
     def cast() -> torch.autocast:
-        return torch.autocast(model.device.type, torch.bfloat16, enabled=uses_bfloat16)
+        return torch.autocast(model.device.type, torch.bfloat16, enabled=uses_bfloat16(settings))
 
     def add_gradient(indices: Sequence[int]) -> float:
         members = [groups[index] for index in indices]
@@ -75,30 +71,21 @@ def prompt_gradients(
             pad_id,
             objective,
         )
-        with torch.no_grad(), cast():
-            step_mean = _step_mean(model, step) if objective.needs_mean else None
+        step_mean = None
+        if objective.needs_mean:
+            with cast():
+                step_mean = sum_of_means(model, step.microbatches, model.device) / len(members)
         total = 0.0
-        for plan, on_cpu in step.microbatches:
-            batch = on_cpu.to(model.device)
+        for plan, batch in step.microbatches:
             with cast():
                 output = model(**plan_tensors(plan, model.device))
-                loss = objective.loss(output.reward_N, batch, output.learned or {}, step_mean)
-                if output.auxiliary_N is not None:
-                    loss = loss + (batch.share_N * output.auxiliary_N).sum()
+                loss = sum_over_prompts(objective, output, batch.to(model.device), step_mean)
                 loss = loss / len(members)
             torch.autograd.backward(loss)
             total += float(loss.detach())
         return total
 
     return add_gradient
-
-
-def _step_mean(model: RewardModel, step: StepBatch) -> Tensor:
-    parts = [
-        (batch.to(model.device).share_N * model.run(plan).reward_N).sum()
-        for plan, batch in step.microbatches
-    ]
-    return torch.stack(parts).sum() / step.num_prompts
 
 
 @contextlib.contextmanager
@@ -129,21 +116,15 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
 def optimiser_for(model: nn.Module, training: TrainingSettings) -> torch.optim.Optimizer:
     """AdamW whose groups are those of training; `take_step` sets their rates."""
     prefixes = model.head_prefixes if isinstance(model, RewardModel) else ()
-
-    def role(name: str) -> str:
-        if name.startswith("learned."):
-            return "learned"
-        return "head" if name.startswith(prefixes) else "body"
-
-    factors = {"body": 1.0, "head": training.head_learning_rate_factor, "learned": 0.0}
-    own_rates = {"body": 0.0, "head": 0.0, "learned": LEARNED_RATE}
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": members, "factor": factor, "own_rate": own_rates[which]}
-        for which, factor in factors.items()
-        if (members := [p for name, p in named if role(name) == which])
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0)
+    groups: dict[Role, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(role_of(name, prefixes), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": members, "role": role} for role, members in groups.items()],
+        lr=0.0,
+        weight_decay=0.0,
+    )
 
 
 def take_step(
@@ -154,8 +135,9 @@ def take_step(
     norm = nn.utils.clip_grad_norm_(trained_parameters(model), training.max_grad_norm)
     if not bool(torch.isfinite(norm)):
         return False
+    rates = rates_by_role(replace(training, learning_rate=rate))
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["factor"] + group["own_rate"]
+        group["lr"] = rates[group["role"]]
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return True

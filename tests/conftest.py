@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ settings.register_profile("palate", derandomize=True, deadline=None)
 settings.load_profile("palate")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests neither read nor write what the person who runs them has cached.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="palate-tests-")
 # Tiny models spend more time on waking threads than on arithmetic.
 torch.set_num_threads(1)
 

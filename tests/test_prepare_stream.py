@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from palate.pipeline.prepare import Prepared, prepare
 from palate.pipeline.prepare_stream import prepare_on_disk
 from palate.pipeline.train import train
 from palate.preferences import ReadSettings, Source, VoteSettings
-from palate.rendering import LengthSettings, Renderer
+from palate.rendering import LengthSettings, Renderer, RenderSettings, tokeniser
+from palate.rendering.settings import NO_CACHE
 from tests.runs import pair_rows, quick_config, write_rows
 from tests.tiny import byte_tokenizer
 
@@ -84,6 +86,48 @@ def test_parts_manifest_and_ledger_are_those_of_preparing_in_memory(
     assert len(expected["train"]) > 40
     found = prepare_on_disk(config, renderer, tmp_path / "stores")
     assert as_values(found) == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*of the validation set")
+@pytest.mark.parametrize("how", [prepare, prepare_on_disk])
+def test_with_cache_and_workers_all_is_the_same_and_in_the_same_order(
+    tmp_path: Path,
+    config: TrainConfig,
+    renderer: Renderer,
+    monkeypatch: pytest.MonkeyPatch,
+    how: Callable[..., Prepared],
+) -> None:
+    """Groups are read a batch ahead, or many batches; what reading notes keeps its place among what
+    rendering notes. With a full cache nothing is tokenised."""
+    monkeypatch.setattr(tokeniser, "BATCH_CHARACTERS", 300)
+    place = [tmp_path / "stores"] if how is prepare_on_disk else []
+    plain = how(config, renderer, *place)
+    expected, entries = as_values(plain), list(plain.ledger.entries)
+    assert {entry.reason for entry in entries} > {"empty response", "prompt cut"}
+    cache = str(tmp_path / "cache")
+    for settings in (
+        RenderSettings(workers=2, cache=NO_CACHE),
+        RenderSettings(workers=1, cache=cache),
+        RenderSettings(workers=2, cache=cache),
+    ):
+        if settings.workers == 2 and settings.cache == cache:
+            monkeypatch.setattr(Renderer, "_encode", None)
+        found = how(config, renderer, *place, settings)
+        assert as_values(found) == expected
+        assert list(found.ledger.entries) == entries
+
+
+def test_what_reading_notes_stands_where_it_was_noted(tmp_path: Path, renderer: Renderer) -> None:
+    """Every third row has nothing to compare, every other third an answer that is too long."""
+    rows: list[dict[str, Any]] = []
+    for number in range(30):
+        texts = [["a", ""], ["a", "b" * 90, "c"], ["a", "b"]][number % 3]
+        rows.append({"prompt": f"q {number}", "responses": texts, "ranking": [*range(len(texts))]})
+    split = SplitSettings(validation_share=0.0, test_share=0.0)
+    config = TrainConfig(model="model", data=write_rows(tmp_path / "rows.jsonl", rows), split=split)
+    found = prepare_on_disk(config, renderer, tmp_path / "stores")
+    lines = [entry.line for entry in found.ledger.entries]
+    assert lines == [line for line in range(1, 31) if line % 3]
 
 
 def test_a_mixture_keeps_its_names_and_weights(tmp_path: Path, renderer: Renderer) -> None:

@@ -11,6 +11,7 @@ from palate.objectives import ObjectiveSettings
 from palate.preferences.settings import ReadSettings, Source
 from palate.preferences.votes import VoteSettings
 from palate.rendering.lengths import LengthSettings
+from palate.rendering.settings import RenderSettings
 from palate.training.settings import TrainingSettings
 
 
@@ -71,6 +72,12 @@ class TrainConfig:
     store: Literal["memory", "disk"] = "memory"
     """Where rendered prompts lie while the run goes on. disk: in the run's directory, for more than
     fits in memory; each group is read back when its step comes."""
+    render_workers: int = 0
+    """Processes that tokenise, this one among them. 0 = one for each core, once there is enough to
+    do that starting them pays."""
+    token_cache: str = ""
+    """Directory of token ids that earlier runs made; empty = palate/tokens in the user's cache
+    directory, off = none."""
     template_arguments: dict[str, Any] = field(default_factory=dict)
     """Values that the chat template reads, such as enable_thinking; kept in the checkpoint."""
     allow_changed: list[str] = field(default_factory=list)
@@ -103,7 +110,13 @@ class TrainConfig:
                 "training.early_stopping_patience has no effect without validation data"
             )
 
+        _ = self.rendering
         self._refuse_without_effect()
+
+    @property
+    def rendering(self) -> RenderSettings:
+        """How texts are tokenised. Raises PalateError for a negative number of processes."""
+        return RenderSettings(workers=self.render_workers, cache=self.token_cache)
 
     def _refuse_without_effect(self) -> None:
         method = self.training.method

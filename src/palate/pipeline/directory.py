@@ -22,6 +22,9 @@ from palate.pipeline.prepare import Prepared
 from palate.training.checkpoints import checkpoints, is_complete
 from palate.training.defaults import with_rates
 
+ANY_TIME = frozenset({"output", "render_workers", "token_cache"})
+"""Settings that change nothing of a run's result, so that it goes on with others. The directory
+itself may be named in several ways, or not at all in the first command."""
 STORE = ".store"
 """Rendered prompts of a run that keeps them on disk; gone when it is finished."""
 
@@ -77,10 +80,9 @@ def _differences(stored: Path, config: TrainConfig) -> list[str]:
     """Settings in which a stored run differs from this one, in words."""
     before = flat_settings(json.loads(stored.read_text())["configuration"])
     now = flat_settings(json.loads(json.dumps(asdict(config))))
-    # The directory itself may be named in several ways, or not at all in the first command.
     return [
         f"{key} ({before.get(key, 'nothing')!r} there, {now.get(key, 'nothing')!r} now)"
-        for key in sorted({*before, *now} - {"output"})
+        for key in sorted({*before, *now} - ANY_TIME)
         if before.get(key) != now.get(key)
     ]
 

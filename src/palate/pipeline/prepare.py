@@ -22,7 +22,8 @@ from palate.preferences import (
     read,
     split_groups,
 )
-from palate.rendering import RenderedGroup, Renderer, render_groups
+from palate.rendering import RenderedGroup, Renderer, RenderSettings, Tokeniser
+from palate.rendering.settings import HERE_ALONE
 from palate.rendering.store import num_rows
 
 
@@ -48,27 +49,34 @@ class Prepared:
         return sum(map(num_rows, parts))
 
 
-def prepare(config: TrainConfig, renderer: Renderer) -> Prepared:
+def prepare(
+    config: TrainConfig, renderer: Renderer, settings: RenderSettings = HERE_ALONE
+) -> Prepared:
     """Read, divide by prompt cluster, render. Raises PalateError when no training group is left."""
+    with Tokeniser(renderer, settings) as tokeniser:
+        return _prepare(config, tokeniser)
+
+
+def _prepare(config: TrainConfig, tokeniser: Tokeniser) -> Prepared:
     reading = read_sources(config.inputs, config.read)
     refuse_without_effect(reading, config.read)
     parts, manifest = divide(reading.groups, config.split)
     ledger = reading.ledger
-    train = render_groups(parts["train"], renderer, ledger)
+    train = tokeniser.render(parts["train"], ledger)
     if not train:
         raise PalateError(
             "no training group is left after rendering:\n" + ledger.summary(0), "no data"
         )
     validation: dict[str, list[RenderedGroup]] = {}
     if parts["validation"]:
-        validation["validation"] = render_groups(parts["validation"], renderer, ledger)
-    test = render_groups(parts["test"], renderer, ledger)
+        validation["validation"] = tokeniser.render(parts["validation"], ledger)
+    test = tokeniser.render(parts["test"], ledger)
     formats = dict(reading.formats)
     for name, source in config.validation.items():
         further = read_sources([source], config.read)
         ledger.extend(further.ledger)
         formats.update(further.formats)
-        validation[name] = render_groups(further.groups, renderer, ledger)
+        validation[name] = tokeniser.render(further.groups, ledger)
         warn_of_leak(name, train, validation[name])
     for name, groups in {**validation, "test": test}.items():
         if not groups and (name != "test" or parts["test"]):

@@ -1,14 +1,15 @@
 """The same as `prepare`, for more data than fits in memory: each group goes from its row to its
 part's store on disk before the next is read."""
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from palate.artifacts.ledger import Ledger
-from palate.artifacts.progress import progress
+from palate.artifacts.ledger import Ledger, LedgerEntry
 from palate.errors import PalateError
 from palate.pipeline.config import SplitSettings, TrainConfig
 from palate.pipeline.prepare import LeftOut, Prepared, data_hashes, refuse_idle, warn_of_leak
@@ -21,8 +22,9 @@ from palate.preferences import (
 )
 from palate.preferences.readers import named_sources, refuse_idle_source
 from palate.preferences.split import part_of
-from palate.rendering import Renderer
-from palate.rendering.groups import render_or_note
+from palate.rendering import RenderedGroup, Renderer, RenderSettings, Tokeniser
+from palate.rendering.groups import with_ids_or_note
+from palate.rendering.settings import HERE_ALONE
 from palate.rendering.store import GroupStore, GroupWriter, writing
 
 
@@ -39,13 +41,23 @@ class _Seen:
     clusters: dict[str, set[str]] = field(default_factory=dict)
 
 
-def prepare_on_disk(config: TrainConfig, renderer: Renderer, directory: Path) -> Prepared:
+def prepare_on_disk(
+    config: TrainConfig,
+    renderer: Renderer,
+    directory: Path,
+    settings: RenderSettings = HERE_ALONE,
+) -> Prepared:
     """Read, divide by prompt cluster and render into stores below `directory`.
 
     The parts, the manifest and the ledger's entries (in another order) are those of `prepare`, and
-    so are the errors. Memory holds a group at a time, the hashes of prompt clusters, which the
-    manifest lists, and 32 bytes of index a group.
+    so are the errors. Memory holds a few groups at a time, the hashes of prompt clusters, which the
+    manifest lists, 32 bytes of index a group, and 16 a group in the cache of tokens.
     """
+    with Tokeniser(renderer, settings) as tokeniser:
+        return _prepare_on_disk(config, tokeniser, directory)
+
+
+def _prepare_on_disk(config: TrainConfig, tokeniser: Tokeniser, directory: Path) -> Prepared:
     seen = _Seen()
     shares = _shares(config.split)
     parts = list(dict.fromkeys([*shares, "test"]))
@@ -54,7 +66,7 @@ def prepare_on_disk(config: TrainConfig, renderer: Renderer, directory: Path) ->
     with ExitStack() as stack:
         writers = {name: stack.enter_context(writing(directory / name)) for name in parts}
         for name, source in named_sources(config.inputs).items():
-            _read_into(writers, name, source, config, renderer, seen)
+            _read_into(writers, name, source, config, tokeniser, seen)
     refuse_idle(seen.heeds, config.paths, seen.annotators, config.read)
     _refuse_empty(seen, shares)
     stores = {name: GroupStore(directory / name) for name in parts}
@@ -65,7 +77,7 @@ def prepare_on_disk(config: TrainConfig, renderer: Renderer, directory: Path) ->
     validation = {"validation": stores["validation"]} if seen.num_groups["validation"] else {}
     left_out = seen.left_out.summary()
     for number, (name, path) in enumerate(config.validation.items(), start=1):
-        store = _further(name, path, directory / f"validation-{number}", config, renderer, seen)
+        store = _further(name, path, directory / f"validation-{number}", config, tokeniser, seen)
         validation[name] = store
         warn_of_leak(name, stores["train"], store)
     for name, store in {**validation, "test": stores["test"]}.items():
@@ -115,18 +127,18 @@ def _read_into(
     name: str,
     source: Source,
     config: TrainConfig,
-    renderer: Renderer,
+    tokeniser: Tokeniser,
     seen: _Seen,
 ) -> None:
-    stream = iter_groups(source, config.read, seen.ledger, name=name)
+    noted = Ledger()
+    stream = iter_groups(source, config.read, noted, name=name)
     seen.formats[source.path] = stream.format
-    for group in progress(stream, "read and render"):
+    for group, rendered in _rendered(stream, noted, "read and render", tokeniser, seen.ledger):
         cluster = prompt_cluster(group.prompt)
         part = _part(group, cluster, config.split)
         seen.num_groups[part] += 1
         seen.clusters[part].add(cluster)
         seen.annotators.update(vote.annotator for vote in group.votes)
-        rendered = render_or_note(group, renderer, seen.ledger)
         seen.left_out.add(group, rendered)
         if rendered is not None:
             writers[part].append(rendered)
@@ -139,19 +151,57 @@ def _further(
     path: str,
     directory: Path,
     config: TrainConfig,
-    renderer: Renderer,
+    tokeniser: Tokeniser,
     seen: _Seen,
 ) -> GroupStore:
     """A further validation set: all of it, in a store of its own."""
     ((short, source),) = named_sources([path]).items()
-    stream = iter_groups(source, config.read, seen.ledger, name=short)
+    noted = Ledger()
+    stream = iter_groups(source, config.read, noted, name=short)
     seen.formats[path] = stream.format
     with writing(directory) as writer:
-        for group in progress(stream, f"render {name}"):
-            rendered = render_or_note(group, renderer, seen.ledger)
+        for _, rendered in _rendered(stream, noted, f"render {name}", tokeniser, seen.ledger):
             if rendered is not None:
                 writer.append(rendered)
     return GroupStore(directory)
+
+
+def _rendered(
+    groups: Iterable[PreferenceGroup],
+    noted: Ledger,
+    what: str,
+    tokeniser: Tokeniser,
+    ledger: Ledger,
+) -> Iterator[tuple[PreferenceGroup, RenderedGroup | None]]:
+    """Each group with what rendering makes of it.
+
+    Groups are read ahead of their rendering, and what reading them notes stands in `noted`. It goes
+    to `ledger` when its turn comes, so that the ledger's order is that of the rows however far
+    ahead that is.
+    """
+    num_noted: deque[int] = deque()
+    entries = iter(noted.entries)
+
+    def counted() -> Iterator[PreferenceGroup]:
+        for group in groups:
+            num_noted.append(len(noted.entries))
+            yield group
+
+    num_told = 0
+    for group, ids in tokeniser.ids(counted(), what):
+        ready = num_noted.popleft()
+        _tell(islice(entries, ready - num_told), ledger)
+        num_told = ready
+        yield group, with_ids_or_note(group, ids, tokeniser.renderer.lengths, ledger)
+    _tell(entries, ledger)
+    ledger.num_rows_read += noted.num_rows_read
+
+
+def _tell(entries: Iterable[LedgerEntry], ledger: Ledger) -> None:
+    for entry in entries:
+        ledger.add(
+            entry.file, entry.line, entry.kind, entry.reason, entry.detail, row_id=entry.row_id
+        )
 
 
 def _refuse_empty(seen: _Seen, shares: Mapping[str, float]) -> None:

@@ -3,13 +3,13 @@
 Legend: K responses of a group.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from palate.artifacts.ledger import Ledger
-from palate.artifacts.progress import progress
 from palate.errors import PalateError
 from palate.preferences.types import Comparison, PreferenceGroup
+from palate.rendering.group_ids import GroupIds, text_of, tokenise
+from palate.rendering.lengths import LengthSettings
 from palate.rendering.renderer import Renderer
 
 OVERLONG = "over-long response"
@@ -36,26 +36,31 @@ def render_group(group: PreferenceGroup, renderer: Renderer, ledger: Ledger) -> 
     Raises PalateError when nothing is left to compare (the caller ledgers the row), or when a
     response is over-long and `lengths.overlong` is error.
     """
+    return with_ids(group, tokenise(text_of(group), renderer), renderer.lengths, ledger)
+
+
+def with_ids(
+    group: PreferenceGroup, ids: GroupIds, lengths: LengthSettings, ledger: Ledger
+) -> RenderedGroup:
+    """The group with its token ids, wherever they come from; notes and errors of `render_group`."""
     where = (group.file, group.line)
-    tools, arguments = group.tools, group.template_arguments
-    prompt, num_cut = renderer.cut_prompt(group.prompt, tools, arguments)
-    prompt_ids = renderer.encode_prompt(prompt, tools, arguments)
     sequences: dict[int, tuple[int, ...]] = {}
-    for index, response in enumerate(group.responses):
-        ids, num_over = renderer.response_ids(prompt, response, prompt_ids, tools, arguments)
-        limit = renderer.lengths.max_response_tokens
+    for index, (sequence, num_over) in enumerate(zip(ids.sequences, ids.num_over, strict=True)):
         if num_over:
+            limit = lengths.max_response_tokens
             what = f"response {index} has {limit + num_over} tokens, limit {limit}"
-            if renderer.lengths.overlong == "error":
+            if lengths.overlong == "error":
                 raise PalateError(
                     f"{group.file}:{group.line}: {what}; raise lengths.max_response_tokens",
                     OVERLONG,
                 )
-            if renderer.lengths.overlong == "leave_out":
+            if lengths.overlong == "leave_out":
                 ledger.add(*where, "response", OVERLONG, what, group.id)
                 continue
             ledger.add(*where, "token", "over-long response cut", what, group.id)
-        sequences[index] = ids
+        sequences[index] = sequence
+    if ids.failure is not None:
+        raise PalateError(*ids.failure)
     comparisons = [c for c in group.comparisons if c.better in sequences and c.worse in sequences]
     if not comparisons:
         raise PalateError("an over-long response leaves nothing to compare", OVERLONG)
@@ -67,8 +72,8 @@ def render_group(group: PreferenceGroup, renderer: Renderer, ledger: Ledger) -> 
     if len(distinct) < len(comparisons):
         detail = f"{len(comparisons) - len(distinct)} of {len(comparisons)} comparisons"
         ledger.add(*where, "comparison", "identical after rendering", detail, group.id)
-    if num_cut:
-        ledger.add(*where, "token", "prompt cut", f"{num_cut} oldest tokens", group.id)
+    if ids.num_cut:
+        ledger.add(*where, "token", "prompt cut", f"{ids.num_cut} oldest tokens", group.id)
     position = {index: new for new, index in enumerate(sequences)}
     return RenderedGroup(
         tuple(sequences.values()),
@@ -78,22 +83,14 @@ def render_group(group: PreferenceGroup, renderer: Renderer, ledger: Ledger) -> 
     )
 
 
-def render_groups(
-    groups: Sequence[PreferenceGroup], renderer: Renderer, ledger: Ledger
-) -> list[RenderedGroup]:
-    """Render all groups; a group that can't be rendered becomes a row of the ledger."""
-    rendered = (render_or_note(group, renderer, ledger) for group in progress(groups, "render"))
-    return [group for group in rendered if group is not None]
-
-
-def render_or_note(
-    group: PreferenceGroup, renderer: Renderer, ledger: Ledger
+def with_ids_or_note(
+    group: PreferenceGroup, ids: GroupIds, lengths: LengthSettings, ledger: Ledger
 ) -> RenderedGroup | None:
     """The rendered group; None for one that can't be, whose rows then stand in the ledger."""
     try:
-        return render_group(group, renderer, ledger)
+        return with_ids(group, ids, lengths, ledger)
     except PalateError as error:
-        if renderer.lengths.overlong == "error" and error.reason == OVERLONG:
+        if lengths.overlong == "error" and error.reason == OVERLONG:
             raise
         for line in group.lines:
             ledger.add(group.file, line, "row", error.reason, str(error), group.id)

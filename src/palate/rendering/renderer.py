@@ -111,12 +111,36 @@ class Renderer:
         the last turns are left); then the start of the last turn. The cut depends on the prompt
         alone, so all responses keep their common prefix.
         """
+        num_tokens = len(self.encode_prompt(prompt, tools, arguments))
+        return self._cut(prompt, tools, arguments, num_tokens)
+
+    def fitted_prompt(
+        self,
+        prompt: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[tuple[Message, ...], list[int], int]:
+        """The prompt as `cut_prompt` leaves it, its ids, and how many tokens it lost.
+
+        What fits is tokenised once.
+        """
+        ids = self.encode_prompt(prompt, tools, arguments)
+        kept, num_cut = self._cut(prompt, tools, arguments, len(ids))
+        return kept, self.encode_prompt(kept, tools, arguments) if num_cut else ids, num_cut
+
+    def _cut(
+        self,
+        prompt: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any] | None,
+        num_tokens: int,
+    ) -> tuple[tuple[Message, ...], int]:
+        """`cut_prompt` of a prompt of `num_tokens` tokens."""
         limit = self.lengths.max_prompt_tokens
 
         def length(messages: Sequence[Message]) -> int:
             return len(self.encode_prompt(messages, tools, arguments))
 
-        num_tokens = length(prompt)
         if num_tokens <= limit:
             return tuple(prompt), 0
         system = [m for m in prompt[:1] if m.role in ("system", "developer")]

@@ -433,19 +433,21 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    sizes: set[int] = set()
-    while child.poll() is None and len(sizes - {0}) < 3:  # then the first chunk is counted
-        sizes.add(partial.stat().st_size if partial.exists() else 0)
+    owner = tmp_path / "scored.jsonl.partial.json"
+    while child.poll() is None and not (
+        owner.exists() and json.loads(owner.read_text())["num_scored"]
+    ):
         time.sleep(0.001)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, ""), err
     assert "palate score: interrupted" in err
     assert "Traceback" not in err
-    kept = re.search(rf"(\d+) rows are kept in {partial}, the same command goes on", err)
+    rewards = r"1000 rows and the rewards of (\d+) of 1000 answers"
+    kept = re.search(rf"{rewards} are kept in {partial}, the same command goes on", err)
     assert kept, err
     num_kept = int(kept[1])
-    assert 0 < num_kept <= partial.read_bytes().count(b"\n") < 1000
+    assert 0 < num_kept < 1000
     done = run_palate(*arguments, "--json")
     assert strict_json(done.out)["num_resumed"] == num_kept
     scored = [json.loads(line) for line in output.read_text().splitlines()]

@@ -5,6 +5,7 @@ import datetime
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,19 +13,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 import palate
 from palate.errors import PalateError
+from palate.pipeline import score_file as score_file_module
 from palate.pipeline.score_file import ScoreConfig, ScoreResult, score_file
+from palate.pipeline.score_rows import PendingRow
 from palate.preferences.formats.fields import messages_of
 from palate.scoring.scorer import Scorer
 from tests.tiny import save_tiny
 
-BUDGET = 200
-"""Tokens of a microbatch: a tree of two or three of the rows below, a chunk of about 30."""
+BUDGET = 150
+"""Tokens of a microbatch: a tree of two of the rows below, a chunk of about 60."""
 NUM_ROWS = 240
 
 
@@ -327,10 +331,11 @@ def test_rows_that_fit_no_table_are_kept_as_lines_and_the_message_says_where(
     trained_run: Path, tmp_path: Path, second: dict[str, Any]
 ) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Which?", "response": "Yes."}, second])
-    with pytest.raises(PalateError, match=r"don't fit one table.*rename it to \.jsonl"):
+    kept_in = tmp_path / "scored.parquet.partial" / "scored.jsonl"
+    with pytest.raises(PalateError, match=rf"don't fit one table.*{kept_in}, take that file"):
         score(trained_run, data, tmp_path / "scored.parquet")
     assert not (tmp_path / "scored.parquet").exists()
-    kept = read_rows(tmp_path / "scored.parquet.partial")
+    kept = read_rows(kept_in)
     assert [isinstance(row["reward"], float) for row in kept] == [True, True]
 
 
@@ -354,13 +359,13 @@ class Stopped(Exception):
     """Stands for the end of the process: nothing of score_file catches it."""
 
 
-def stop_after(run: Path, data: str, output: Path, num_chunks: int) -> None:
-    """Score until `num_chunks` chunks are written, then go away without a word."""
+def stop_after(run: Path, data: str, output: Path, step: str, num_times: int) -> None:
+    """Score until that kind of step is done so many times, then go away without a word."""
     seen = []
 
-    def stop(_: int) -> None:
-        seen.append(1)
-        if len(seen) == num_chunks:
+    def stop(done: str, _: int) -> None:
+        seen.append(done)
+        if seen.count(step) == num_times:
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -372,35 +377,83 @@ def stop_after(run: Path, data: str, output: Path, num_chunks: int) -> None:
         )
 
 
-@pytest.mark.parametrize("num_chunks", [1, 2, 5])
-def test_a_stopped_run_goes_on_to_the_same_bytes(
-    trained_run: Path, uninterrupted: Path, tmp_path: Path, num_chunks: int
+@pytest.mark.parametrize(
+    ("step", "num_times"),
+    [("render", 1), ("render", 3), ("score", 1), ("score", 2), ("write", 1)],
+)
+def test_a_stopped_run_goes_on_to_the_same_bytes_and_scores_nothing_twice(
+    trained_run: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    step: str,
+    num_times: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = str(uninterrupted / "rows.jsonl")
     output = tmp_path / "scored.jsonl"
-    stop_after(trained_run, data, output, num_chunks)
-    kept = (tmp_path / "scored.jsonl.partial").read_bytes()
-    assert (uninterrupted / "scored.jsonl").read_bytes().startswith(kept)
+    scored: list[tuple[int, ...]] = []
+    rendered: list[object] = []
+    score_ids, prepare_row = Scorer.score_ids, score_file_module.prepare_row
+
+    def counted_ids(self: Scorer, sequences: Sequence[tuple[int, ...]]) -> list[float]:
+        scored.extend(sequences)
+        return score_ids(self, sequences)
+
+    def counted_row(row: Any, scorer: Scorer) -> PendingRow:
+        rendered.append(row)
+        return prepare_row(row, scorer)
+
+    stop_after(trained_run, data, output, step, num_times)
+    progress = json.loads((tmp_path / "scored.jsonl.partial.json").read_text())
     assert not output.exists()
+    monkeypatch.setattr(score_file_module, "prepare_row", counted_row)
+    monkeypatch.setattr(Scorer, "score_ids", counted_ids)
+    monkeypatch.setattr("palate.scoring.scorer._check_references", lambda *_: None)
     result = score(trained_run, data, output)
     assert output.read_bytes() == (uninterrupted / "scored.jsonl").read_bytes()
-    assert result.num_resumed == kept.count(b"\n") > 0
     assert (result.num_rows, result.num_errors) == (NUM_ROWS, 3), "of both runs together"
+    assert len(rendered) == NUM_ROWS - progress["num_rows"]
+    assert len(scored) <= sum_of_answers(output) - progress["num_scored"]
+    assert (len(scored) == 0) == (step == "write")
+    if step == "render":
+        assert 0 < progress["num_rows"] < NUM_ROWS
+        assert result.num_resumed == 0
+    elif step == "score":
+        assert 0 < result.num_resumed < NUM_ROWS
+    else:
+        assert result.num_resumed == NUM_ROWS - 3, "all that have an answer"
     assert left_behind(tmp_path) == []
 
 
+def sum_of_answers(output: Path) -> int:
+    rows = read_rows(output)
+    return sum(len(row.get("rewards", [0])) for row in rows if not row["error"])
+
+
 @pytest.mark.parametrize("num_bytes", [1, 40, 333, 1500])
-def test_a_line_or_chunk_that_a_kill_cut_off_is_written_again_once(
-    trained_run: Path, uninterrupted: Path, tmp_path: Path, num_bytes: int
+@pytest.mark.parametrize("step", ["render", "score"])
+def test_what_a_kill_cut_off_in_the_middle_is_written_again_once(
+    trained_run: Path, uninterrupted: Path, tmp_path: Path, step: str, num_bytes: int
 ) -> None:
-    """A kill in the middle of a write leaves the chunks before it, and some bytes of the next."""
+    """A kill in the middle of a write leaves the chunks before it, and some bytes of the next: at
+    the end of the files that grow, at the places that have no reward yet."""
     data = str(uninterrupted / "rows.jsonl")
-    whole = (uninterrupted / "scored.jsonl").read_bytes()
-    stop_after(trained_run, data, tmp_path / "scored.jsonl", 2)
-    partial = tmp_path / "scored.jsonl.partial"
-    partial.write_bytes(whole[: partial.stat().st_size + num_bytes])
+    stop_after(trained_run, data, tmp_path / "scored.jsonl", step, 1)
+    directory = tmp_path / "scored.jsonl.partial"
+    if step == "render":
+        for name in ("tokens.u32", "ends.u64", "rows.jsonl"):
+            with open(directory / name, "ab") as handle:
+                handle.write(b"\xff" * num_bytes)
+    else:
+        progress = json.loads((tmp_path / "scored.jsonl.partial.json").read_text())
+        order = np.fromfile(directory / "order.u64", "<u8")[progress["num_scored"] :]
+        rewards = np.fromfile(directory / "rewards.f32", "<f4")
+        rewards[order[:num_bytes]] = 17.0
+        rewards.tofile(directory / "rewards.f32")
+        (directory / "scored.jsonl").write_bytes(b"\xff" * num_bytes)
     score(trained_run, data, tmp_path / "scored.jsonl")
-    assert (tmp_path / "scored.jsonl").read_bytes() == whole
+    expected = (uninterrupted / "scored.jsonl").read_bytes()
+    assert (tmp_path / "scored.jsonl").read_bytes() == expected
 
 
 KILLED_AGAIN_AND_AGAIN = """
@@ -419,64 +472,148 @@ def fork(output):
     if child == 0:
         try:
             fields = {"model": model, "data": data, "output": output}
-            score_file(ScoreConfig(tokens_per_microbatch=200, **fields))
+            score_file(ScoreConfig(tokens_per_microbatch=150, **fields))
         finally:
             os._exit(0)
     return child
 
-def size(path):
-    return path.stat().st_size if path.exists() else 0
+def state():
+    return owner.read_text() if owner.exists() else ""
 
 os.waitpid(fork(f"{folder}/reference.jsonl"), 0)
 output = Path(folder) / "scored.jsonl"
-partial = Path(f"{output}.partial")
-kills, lengths = 0, set()
+owner = Path(f"{output}.partial.json")
+kills, states = 0, set()
 while not output.exists():
-    before, child = size(partial), fork(str(output))
+    before, child = state(), fork(str(output))
     # The first kill comes before anything is written, the others while or after a chunk is.
-    while kills and size(partial) <= before and not output.exists():
+    while kills and state() in ("", before) and not output.exists():
         time.sleep(0.001)
     time.sleep(dice.uniform(0, 0.02))
     os.kill(child, signal.SIGKILL)
     kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    lengths.add(size(partial))
-print(kills, len(lengths))
+    states.add(state())
+print(kills, len(states))
 """
+
+
+def in_its_own_process(script: str, *arguments: str | Path, timeout: float = 300) -> str:
+    """What the script prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bytes(
     trained_run: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """SIGKILL, again and again over one output, until a run gets through."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            KILLED_AGAIN_AND_AGAIN,
-            str(trained_run),
-            str(uninterrupted / "rows.jsonl"),
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    kills, num_lengths = map(int, done.stdout.split())
+    data = uninterrupted / "rows.jsonl"
+    printed = in_its_own_process(KILLED_AGAIN_AND_AGAIN, trained_run, data, tmp_path)
+    kills, num_states = map(int, printed.split())
     assert kills >= 4
-    assert num_lengths >= 4, "before the first rows, and at several places among them"
+    assert num_states >= 4, "before the first rows, and at several places after"
     reference = (tmp_path / "reference.jsonl").read_bytes()
     assert (tmp_path / "scored.jsonl").read_bytes() == reference
     assert reference.count(b"\n") == NUM_ROWS
+
+
+KILLED_AT_EACH_MOMENT = """
+import json, os, shutil, signal, sys
+from pathlib import Path
+import palate, torch
+from palate.pipeline import score_answers, score_file, score_progress, score_stages
+
+torch.set_num_threads(1)
+model, data, folder = sys.argv[1:]
+palate.load(model)
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def call_until_it_dies(function, num_calls):
+    left = [num_calls]
+    def counted(*arguments, **named):
+        left[0] -= 1
+        return die() if left[0] < 0 else function(*arguments, **named)
+    return counted
+
+MOMENTS = {  # where the function is looked up, its name, and after how many calls it kills
+    "claimed": (score_progress.Path, "mkdir", 0),
+    "first rows written, not recorded": (score_stages, "save", 0),
+    "tokens written, ends not": (score_answers.np, "cumsum", 2),
+    "rendered": (score_stages, "score", 0),
+    "order made, not in place": (score_stages, "mapped", 0),
+    "some rewards of a chunk": (score_answers.os, "pwrite", 150),
+    "rewards written, not recorded": (score_stages, "save", 15),
+    "all scored": (score_stages, "write", 0),
+    "some rows written": (score_answers.ScoredRow, "line", 100),
+    "written": (score_file, "_publish", 0),
+    "published": (score_file, "forget", 0),
+    "some files removed": (score_progress, "discard", 0),
+}
+
+def run(output, moment=None):
+    child = os.fork()
+    if child == 0:
+        try:
+            if moment == "rendered":
+                score_file.score = die
+            elif moment == "all scored":
+                score_file.write = die
+            elif moment:
+                owner, name, num_calls = MOMENTS[moment]
+                setattr(owner, name, call_until_it_dies(getattr(owner, name), num_calls))
+            fields = {"model": model, "data": data, "output": str(output)}
+            score_file.score_file(score_file.ScoreConfig(tokens_per_microbatch=150, **fields))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    return "killed" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+reference = Path(folder) / "reference.jsonl"
+assert run(reference) == 0
+for number, moment in enumerate(MOMENTS):
+    output = Path(folder) / f"{number}.jsonl"
+    killed = run(output, moment)
+    published = output.exists()
+    whole = not published or output.read_bytes() == reference.read_bytes()
+    output.unlink(missing_ok=True)
+    again = run(output)
+    equal = output.exists() and output.read_bytes() == reference.read_bytes()
+    left = sorted(path.name for path in Path(folder).glob("*.partial*"))
+    print(json.dumps([moment, killed, published, whole, again, equal, left]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_each_of_its_moments_it_goes_on_to_the_same_bytes(
+    trained_run: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """SIGKILL before and after each thing that it makes, also between publishing and tidying up."""
+    data = uninterrupted / "rows.jsonl"
+    printed = in_its_own_process(KILLED_AT_EACH_MOMENT, trained_run, data, tmp_path)
+    seen = [json.loads(line) for line in printed.splitlines()]
+    assert len(seen) == 12
+    for moment, killed, published, *rest in seen:
+        assert killed == "killed", moment
+        assert published == (moment in ("published", "some files removed")), moment
+        assert rest == [True, 0, True, []], moment
 
 
 def test_another_budget_may_finish_what_one_began(
     trained_run: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     data = str(uninterrupted / "rows.jsonl")
-    stop_after(trained_run, data, tmp_path / "scored.jsonl", 2)
+    stop_after(trained_run, data, tmp_path / "scored.jsonl", "score", 2)
     score(trained_run, data, tmp_path / "scored.jsonl", tokens_per_microbatch=5000)
     expected = read_rows(uninterrupted / "scored.jsonl")
     for row, reference in zip(read_rows(tmp_path / "scored.jsonl"), expected, strict=True):
@@ -485,20 +622,23 @@ def test_another_budget_may_finish_what_one_began(
 
 
 def refused_as_foreign(run: Path | str, data: str, output: Path, **changes: Any) -> None:
-    partial = Path(f"{output}.partial")
-    before = partial.read_bytes()
+    def kept() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in Path(f"{output}.partial").iterdir()}
+
+    before = kept()
     with pytest.raises(PalateError, match=r"another model or other data; remove it"):
         score(run, data, output, **changes)
-    assert partial.read_bytes() == before, "the rows of the other run are left alone"
+    assert kept() == before != {}, "the rows of the other run are left alone"
 
 
-def test_the_partial_file_of_another_model_or_of_changed_input_is_refused(
-    trained_run: Path, uninterrupted: Path, tmp_path: Path
+@pytest.mark.parametrize("step", ["render", "score"])
+def test_the_partial_files_of_another_model_or_of_changed_input_are_refused(
+    trained_run: Path, uninterrupted: Path, tmp_path: Path, step: str
 ) -> None:
     data = tmp_path / "rows.jsonl"
     shutil.copy(uninterrupted / "rows.jsonl", data)
     output = tmp_path / "scored.jsonl"
-    stop_after(trained_run, str(data), output, 2)
+    stop_after(trained_run, str(data), output, step, 1)
     other = save_tiny(tmp_path / "other", head=True, seed=1)
     refused_as_foreign(other, str(data), output)
     refused_as_foreign(trained_run, str(data), output, overlong="cut")
@@ -509,23 +649,32 @@ def test_the_partial_file_of_another_model_or_of_changed_input_is_refused(
     refused_as_foreign(trained_run, str(data), output)
 
 
+@pytest.mark.parametrize(
+    "name", ["tokens.u32", "ends.u64", "rows.jsonl", "order.u64", "rewards.f32"]
+)
 def test_a_partial_file_shorter_than_it_was_left_is_refused(
-    trained_run: Path, uninterrupted: Path, tmp_path: Path
+    trained_run: Path, uninterrupted: Path, tmp_path: Path, name: str
 ) -> None:
     data = str(uninterrupted / "rows.jsonl")
-    stop_after(trained_run, data, tmp_path / "scored.jsonl", 2)
-    partial = tmp_path / "scored.jsonl.partial"
-    partial.write_bytes(partial.read_bytes()[:-100])
-    with pytest.raises(PalateError, match=r"scored\.jsonl\.partial: shorter than the \d+ bytes"):
+    stop_after(trained_run, data, tmp_path / "scored.jsonl", "score", 2)
+    file = tmp_path / "scored.jsonl.partial" / name
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(PalateError, match=rf"{name}: shorter than the \d+ bytes"):
+        score(trained_run, data, tmp_path / "scored.jsonl")
+    file.unlink()
+    with pytest.raises(PalateError, match=rf"{name}: shorter than the \d+ bytes"):
         score(trained_run, data, tmp_path / "scored.jsonl")
 
 
+@pytest.mark.parametrize("owner", [None, "[]", '{"rows": 3}', "not JSON"])
 def test_a_file_of_that_name_that_is_not_ours_is_left_alone(
-    trained_run: Path, uninterrupted: Path, tmp_path: Path
+    trained_run: Path, uninterrupted: Path, tmp_path: Path, owner: str | None
 ) -> None:
     stranger = tmp_path / "scored.jsonl.partial"
     stranger.write_text("dear diary\n")
-    with pytest.raises(PalateError, match="not written by palate score"):
+    if owner is not None:
+        (tmp_path / "scored.jsonl.partial.json").write_text(owner)
+    with pytest.raises(PalateError, match=r"scored\.jsonl\.partial: not written by .*remove it"):
         score(trained_run, str(uninterrupted / "rows.jsonl"), tmp_path / "scored.jsonl")
     assert stranger.read_text() == "dear diary\n"
 
@@ -569,54 +718,60 @@ def test_a_folder_for_the_output_is_made(trained_run: Path, tmp_path: Path) -> N
 
 
 ON_A_SMALL_DISK = """
-import resource, sys
+import json, resource, sys
 import torch
 from palate.errors import PalateError
 from palate.pipeline.score_file import ScoreConfig, score_file
 
 torch.set_num_threads(1)
-model, data, output = sys.argv[1:]
-config = ScoreConfig(model=model, data=data, output=output, tokens_per_microbatch=200)
-resource.setrlimit(resource.RLIMIT_FSIZE, (15000, resource.RLIM_INFINITY))
-try:
-    score_file(config)
-except PalateError as error:
-    print(error)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-with open(output + ".partial", "rb") as handle:
-    print(len(handle.read()))
-print(score_file(config).num_resumed)
+model, data, folder, cases = sys.argv[1:]
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+for number, (step, count, num_bytes) in enumerate(json.loads(cases)):
+    def from_then_on(*done):
+        if done == (step, count) or done[0] == step and not count:
+            limit(num_bytes)
+
+    output = f"{folder}/{number}.jsonl"
+    config = ScoreConfig(model=model, data=data, output=output, tokens_per_microbatch=150)
+    try:
+        score_file(config, from_then_on)
+    except PalateError as error:
+        message = str(error)
+    limit(resource.RLIM_INFINITY)
+    progress = json.load(open(output + ".partial.json"))
+    print(json.dumps([message, progress["num_scored"], score_file(config).num_resumed]))
 """
 
 
-def test_when_no_more_can_be_written_the_rows_so_far_are_kept_and_the_message_says_so(
+def test_when_no_more_can_be_written_the_rest_is_kept_and_the_message_names_the_file(
     trained_run: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """No file may grow over 15000 bytes, which all rows together do."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            ON_A_SMALL_DISK,
-            str(trained_run),
-            str(uninterrupted / "rows.jsonl"),
-            str(tmp_path / "scored.jsonl"),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    message, num_bytes, num_resumed = done.stdout.splitlines()
-    assert "scored.jsonl: cannot write: " in message
-    assert f"; {num_resumed} rows are kept in" in message
-    assert "the same command goes on from there" in message
-    assert 0 < int(num_bytes) <= 15000
-    assert 10 < int(num_resumed) < NUM_ROWS
-    ids = [row.get("id") for row in read_rows(tmp_path / "scored.jsonl")]
-    assert ids == [row.get("id") for row in read_rows(uninterrupted / "scored.jsonl")]
+    """From the named step on (its first, or the one with that count) no file may grow over so many
+    bytes: it ends while rendering, ordering, scoring, writing."""
+    num_answers = sum_of_answers(uninterrupted / "scored.jsonl")
+    rewards = f"240 rows and the rewards of {{}} of {num_answers} answers are kept in"
+    expected = {
+        ("render", 0, 30_000): ("tokens.u32", r"\d+ rows are kept in"),
+        ("render", 240, 1_000): ("order.u64.new", "240 rows are kept in"),
+        ("score", 0, 1_000): ("rewards.f32", rewards.format(r"\d+")),
+        ("score", num_answers, 15_000): ("scored.jsonl", rewards.format(num_answers)),
+    }
+    data = uninterrupted / "rows.jsonl"
+    cases = json.dumps(list(expected))
+    printed = in_its_own_process(ON_A_SMALL_DISK, trained_run, data, tmp_path, cases)
+    lines = printed.splitlines()
+    for number, (line, (name, kept)) in enumerate(zip(lines, expected.values(), strict=True)):
+        message, num_scored, num_resumed = json.loads(line)
+        file = tmp_path / f"{number}.jsonl.partial" / name
+        assert message.startswith(f"{file}: cannot write: the file would be larger")
+        assert re.search(f"; {kept}", message), message
+        assert message.endswith("the same command goes on from there")
+        assert (num_scored > 0) == (num_resumed > 0) == ("rewards of" in kept)
+        reference = (uninterrupted / "scored.jsonl").read_bytes()
+        assert (tmp_path / f"{number}.jsonl").read_bytes() == reference
     assert left_behind(tmp_path) == []
 
 

@@ -1,27 +1,31 @@
 """Score a file of any size: streamed, under a token budget, resumed after a kill."""
 
-import json
 import logging
-import os
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
-from tqdm import tqdm
-
-from palate.artifacts.files import describe_os_error, sha256_json, write_json
+from palate.artifacts.files import describe_os_error, sha256_json
 from palate.errors import PalateError
 from palate.model.quantization import Quantization
 from palate.pipeline.parquet import jsonl_to_parquet
+from palate.pipeline.score_order import MICROBATCHES_PER_CHUNK
+from palate.pipeline.score_progress import (
+    SCORED,
+    Progress,
+    claim,
+    discard,
+    forget,
+    partial_directory,
+)
 from palate.pipeline.score_rows import PendingRow, prepare_row, rows_in_order
+from palate.pipeline.score_stages import render, score, score_in_memory, write
 from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, Scorer, load
 
-MICROBATCHES_PER_CHUNK = 16
-"""Rows are gathered until they fill so many microbatches: longer chunks pack better, and a kill
-loses at most one."""
 MAX_ROWS_PER_CHUNK = 4096
+Step = Literal["render", "score", "write"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,27 +74,23 @@ class ScoreResult:
     num_cut: int
     """Rows whose prompt or answer lost tokens to a limit."""
     num_resumed: int
-    """Rows that an earlier, interrupted run had written."""
+    """Rows whose answers an earlier, interrupted run had scored."""
 
 
-@dataclass(frozen=True)
-class _Progress:
-    """How far a partial file is whole: always to the end of a chunk, so that a resumed run cuts its
-    chunks, and with them its batches, where an uninterrupted one does."""
-
-    identity: str
-    num_rows: int = 0
-    num_errors: int = 0
-    num_cut: int = 0
-    num_bytes: int = 0
-
-
-def score_file(config: ScoreConfig, on_row: Callable[[int], None] = lambda _: None) -> ScoreResult:
+def score_file(
+    config: ScoreConfig, on_step: Callable[[Step, int], None] = lambda step, count: None
+) -> ScoreResult:
     """Write each input row with its reward, in order; resume where a killed run stopped.
 
-    Results are appended to `OUTPUT.partial` chunk by chunk and renamed at the end. A row that can't
-    be scored keeps its place with `error` and a null reward. Raises PalateError when the partial
-    file belongs to another model or other data.
+    One pass renders all rows to files in `OUTPUT.partial`; answers are scored from there in an
+    order that brings equal prompts together wherever they stand; then the rows are written with
+    their rewards, and the output gets its name. Rows that fit one chunk go through memory. A row
+    that can't be scored keeps its place with `error` and a null reward. Memory: 24 bytes an answer,
+    and a few hundred MiB. `on_step` hears of each step that a kill no longer undoes: rows rendered,
+    answers scored, rows written so far.
+
+    Raises PalateError when `OUTPUT.partial` belongs to another model or other data, and for a full
+    disk and the like, with the name of the file.
     """
     scorer = load(
         config.model,
@@ -102,42 +102,37 @@ def score_file(config: ScoreConfig, on_row: Callable[[int], None] = lambda _: No
     )
     if config.overlong == "cut":
         scorer.renderer.lengths = replace(scorer.renderer.lengths, overlong="cut")
-    partial = Path(config.output + ".partial")
-    progress = _claim(partial, _identity(config, scorer))
-    num_resumed = progress.num_rows
+    directory = partial_directory(config.output)
+    progress = claim(directory, _identity(config, scorer))
+    num_scored_before = progress.num_scored
+    num_resumed = 0
     try:
-        with open(partial, "r+b") as handle:
-            handle.truncate(progress.num_bytes)
-            handle.seek(0, os.SEEK_END)
-            with tqdm(
-                desc="score", unit=" rows", initial=num_resumed, file=sys.stderr, disable=None
-            ) as bar:
-                for chunk in _chunks(config, scorer, num_resumed):
-                    written = _write_chunk(handle, scorer, chunk, progress)
-                    write_json(_owner(partial), asdict(written))
-                    progress = written
-                    bar.update(len(chunk))
-                    on_row(progress.num_rows)
-        _publish(partial, config.output)
+        only_chunk, chunks = _peeked(_chunks(config, scorer, progress))
+        if only_chunk and progress.num_rows == 0:
+            progress = score_in_memory(directory, scorer, only_chunk, progress)
+        else:
+            for done in render(directory, chunks, progress):
+                progress = done
+                on_step("render", done.num_rows)
+            for done in score(directory, scorer, progress):
+                progress = done
+                on_step("score", done.num_scored)
+            num_resumed = write(directory, progress, num_scored_before)
+        on_step("write", progress.num_rows)
+        _publish(directory / SCORED, config.output)
     except OSError as error:
-        described = describe_os_error(error, config.output, "write")
-        raise PalateError(f"{described}; {_kept(partial, progress)}") from error
+        described = describe_os_error(error, error.filename or config.output, "write")
+        raise PalateError(f"{described}; {progress.kept(directory)}") from error
     except KeyboardInterrupt:
-        logger.warning("%s", _kept(partial, progress))
+        logger.warning("%s", progress.kept(directory))
         raise
     finally:
         if progress.num_rows == 0:
-            partial.unlink(missing_ok=True)
-            _owner(partial).unlink(missing_ok=True)
+            discard(directory)
+    forget(directory)
     return ScoreResult(
         config.output, progress.num_rows, progress.num_errors, progress.num_cut, num_resumed
     )
-
-
-def _kept(partial: Path, progress: _Progress) -> str:
-    if progress.num_rows == 0:
-        return "no row was finished"
-    return f"{progress.num_rows} rows are kept in {partial}, the same command goes on from there"
 
 
 def _identity(config: ScoreConfig, scorer: Scorer) -> str:
@@ -156,44 +151,14 @@ def _identity(config: ScoreConfig, scorer: Scorer) -> str:
     )
 
 
-def _owner(partial: Path) -> Path:
-    return partial.with_name(partial.name + ".json")
-
-
-def _claim(partial: Path, identity: str) -> _Progress:
-    """What a run with this identity has finished already; the file is made where there is none."""
-    owner = _owner(partial)
-    try:
-        if partial.exists() and not owner.exists():
-            raise PalateError(f"{partial}: not written by palate score; remove it or rename it")
-        if partial.exists():
-            progress = _Progress(**json.loads(owner.read_text()))
-            if progress.num_rows:
-                if progress.identity != identity:
-                    raise PalateError(
-                        f"{partial}: left by a run with another model or other data; remove it to"
-                        " start anew"
-                    )
-                if partial.stat().st_size < progress.num_bytes:
-                    raise PalateError(
-                        f"{partial}: shorter than the {progress.num_bytes} bytes that were written;"
-                        " remove it to start anew"
-                    )
-                return progress
-        write_json(owner, asdict(_Progress(identity)))
-        partial.touch()
-        return _Progress(identity)
-    except OSError as error:
-        raise describe_os_error(error, partial, "write") from error
-
-
-def _chunks(config: ScoreConfig, scorer: Scorer, num_done: int) -> Iterator[list[PendingRow]]:
+def _chunks(config: ScoreConfig, scorer: Scorer, done: Progress) -> Iterator[list[PendingRow]]:
+    """The further rows of the input, rendered."""
+    if done.is_rendered:
+        return
     budget = MICROBATCHES_PER_CHUNK * config.tokens_per_microbatch
     chunk: list[PendingRow] = []
     num_tokens = 0
-    for number, row in enumerate(rows_in_order(config.data, config.hub_split)):
-        if number < num_done:
-            continue
+    for row in islice(rows_in_order(config.data, config.hub_split), done.num_rows, None):
         chunk.append(prepare_row(row, scorer))
         num_tokens += sum(len(ids) for ids in chunk[-1].ids if ids is not None)
         if num_tokens >= budget or len(chunk) >= MAX_ROWS_PER_CHUNK:
@@ -203,36 +168,16 @@ def _chunks(config: ScoreConfig, scorer: Scorer, num_done: int) -> Iterator[list
         yield chunk
 
 
-def _write_chunk(
-    handle: IO[bytes], scorer: Scorer, chunk: list[PendingRow], progress: _Progress
-) -> _Progress:
-    """Score and append a chunk; return the progress with it, once it is on the disk."""
-    known = [ids for pending in chunk for ids in pending.ids if ids is not None]
-    rewards = iter(scorer.score_ids(known))
-    lines = []
-    for pending in chunk:
-        values = [None if ids is None else next(rewards) for ids in pending.ids]
-        name, value = ("rewards", values) if pending.is_list else ("reward", values[0])
-        scored = {**pending.row, name: value, "error": "; ".join(pending.errors) or None}
-        # Dates and decimals of a Parquet file are written as text.
-        lines.append(json.dumps(scored, default=str) + "\n")
-    handle.write("".join(lines).encode())
-    handle.flush()
-    os.fsync(handle.fileno())
-    return _Progress(
-        progress.identity,
-        progress.num_rows + len(chunk),
-        progress.num_errors + sum(bool(pending.errors) for pending in chunk),
-        progress.num_cut + sum(pending.is_cut for pending in chunk),
-        handle.tell(),
-    )
+def _peeked(
+    chunks: Iterator[list[PendingRow]],
+) -> tuple[list[PendingRow] | None, Iterator[list[PendingRow]]]:
+    """The chunk when there is one only, and all chunks."""
+    head = list(islice(chunks, 2))
+    return (head[0] if len(head) == 1 else None), chain(head, chunks)
 
 
-def _publish(partial: Path, output: str) -> None:
+def _publish(lines: Path, output: str) -> None:
     if output.endswith(".parquet"):
-        kept = f"all rewards are in {partial}, rename it to .jsonl"
-        jsonl_to_parquet(partial, output, kept)
-        partial.unlink()
+        jsonl_to_parquet(lines, output, f"all rewards are in {lines}, take that file")
     else:
-        partial.replace(output)
-    _owner(partial).unlink()
+        lines.replace(output)

@@ -1,6 +1,7 @@
 """Rows to score: which answers a row holds, and their token ids."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,39 @@ class PendingRow:
     errors: list[str]
     is_list: bool
     is_cut: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """All but the ids, for `ScoredRow.of_record`."""
+        return {
+            "row": self.row,
+            "is_known": [ids is not None for ids in self.ids],
+            "error": "; ".join(self.errors) or None,
+            "is_list": self.is_list,
+        }
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """An input row with its rewards, null for an answer that has none."""
+
+    row: dict[str, Any]
+    rewards: list[float | None]
+    error: str | None
+    is_list: bool
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], rewards: Iterable[float]) -> "ScoredRow":
+        """`rewards` are those of the row's answers that have ids, in their order."""
+        known = iter(rewards)
+        values = [next(known) if is_known else None for is_known in record["is_known"]]
+        return cls(record["row"], values, record["error"], record["is_list"])
+
+    def line(self) -> str:
+        """The row as a line of JSON, with `reward` (or `rewards`) and `error`."""
+        name = "rewards" if self.is_list else "reward"
+        value = self.rewards if self.is_list else self.rewards[0]
+        # Dates and decimals of a Parquet file are written as text.
+        return json.dumps({**self.row, name: value, "error": self.error}, default=str) + "\n"
 
 
 def rows_in_order(source: str, hub_split: str) -> Iterator[dict[str, Any] | str]:

@@ -1,0 +1,111 @@
+"""The three passes of `palate score`: render, score, write. Each goes on where a kill stopped it.
+
+Legend: A answers.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Never
+
+import numpy as np
+from tqdm import tqdm
+
+from palate.pipeline.score_answers import (
+    AnswerStore,
+    append_rows,
+    mapped,
+    opened,
+    read_rows,
+    with_counts,
+    write_rewards,
+)
+from palate.pipeline.score_order import (
+    MICROBATCHES_PER_CHUNK,
+    chunks,
+    dictionary_order,
+    length_order,
+)
+from palate.pipeline.score_progress import ORDER, SCORED, Progress, save
+from palate.pipeline.score_rows import PendingRow, ScoredRow
+from palate.scoring.scorer import Scorer
+
+
+def score_in_memory(
+    directory: Path, scorer: Scorer, rows: Sequence[PendingRow], progress: Progress
+) -> Progress:
+    """All three passes for rows that fit one chunk."""
+    known = [ids for row in rows for ids in row.ids if ids is not None]
+    rewards = iter(scorer.score_ids(known))
+    with opened(directory / SCORED, 0) as handle:
+        for row in rows:
+            handle.write(ScoredRow.of_record(row.record(), rewards).line().encode())
+    return with_counts(progress, rows)
+
+
+def render(
+    directory: Path, rendered: Iterable[Sequence[PendingRow]], progress: Progress
+) -> Iterator[Progress]:
+    """Write rendered rows behind those of `progress`; yield the progress after each chunk."""
+    with _bar("render", " rows", progress.num_rows) as bar:
+        for rows in rendered:
+            progress = append_rows(directory, rows, progress)
+            save(directory, progress)
+            bar.update(len(rows))
+            yield progress
+    if not progress.is_rendered:
+        progress = replace(progress, is_rendered=True)
+        save(directory, progress)
+        yield progress
+
+
+def score(directory: Path, scorer: Scorer, progress: Progress) -> Iterator[Progress]:
+    """Write the rewards of the answers behind the first `num_scored` of the order; yield the
+    progress after each chunk."""
+    store = AnswerStore(directory, progress)
+    shares_prompts = scorer.model.layout == "tree"
+    left_A = _order(directory, store, shares_prompts)[progress.num_scored :]
+    budget = MICROBATCHES_PER_CHUNK * scorer.tokens_per_microbatch
+    with _bar("score", " answers", progress.num_scored, len(store)) as bar:
+        for chunk in chunks(store, left_A, budget, shares_prompts):
+            reward_A = np.asarray(scorer.score_ids(chunk.sequences), np.float32)[chunk.which]
+            write_rewards(directory, chunk.places, reward_A, len(store))
+            progress = replace(progress, num_scored=progress.num_scored + len(chunk.places))
+            save(directory, progress)
+            bar.update(len(chunk.places))
+            yield progress
+
+
+def _order(directory: Path, store: AnswerStore, shares_prompts: bool) -> np.ndarray:
+    """The order on the disk; made once, so that a resumed run needs no sort."""
+    path = directory / ORDER
+    if not path.exists():
+        order_A = (dictionary_order if shares_prompts else length_order)(store)
+        fresh = path.with_name(path.name + ".new")
+        with opened(fresh, 0) as handle:
+            handle.write(order_A.astype("<u8", copy=False).data)
+        fresh.replace(path)
+    return mapped(path, "<u8", len(store))
+
+
+def write(directory: Path, progress: Progress, num_scored_before: int) -> int:
+    """Write all rows with their rewards, in the order of the input. The number returned is that of
+    the rows whose answers are all among the first `num_scored_before` of the order."""
+    is_early_A = np.zeros(progress.num_answers, bool)
+    if num_scored_before:
+        is_early_A[mapped(directory / ORDER, "<u8", num_scored_before)] = True
+    num_resumed = 0
+    with (
+        opened(directory / SCORED, 0) as handle,
+        _bar("write", " rows", 0, progress.num_rows) as bar,
+    ):
+        for row, places in read_rows(directory, progress):
+            handle.write(row.line().encode())
+            num_resumed += places.start < places.stop and bool(is_early_A[places].all())
+            bar.update()
+    return num_resumed
+
+
+def _bar(what: str, unit: str, num_done: int, total: int | None = None) -> "tqdm[Never]":
+    return tqdm(desc=what, unit=unit, initial=num_done, total=total, file=sys.stderr, disable=None)

@@ -9,7 +9,7 @@ from palate.evaluation.metrics import Outcome
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.prepare import divide, read_sources
 from palate.rendering import render_groups
-from palate.scoring.runs import plan_groups, run_plans
+from palate.scoring.runs import rewards_of_groups
 from palate.scoring.scorer import Scorer
 
 NUM_BINS = 10
@@ -20,13 +20,10 @@ def test_outcomes(config: TrainConfig, scorer: Scorer, ledger: Ledger) -> list[O
     """The test part's groups with their rewards; what rendering leaves out goes to the ledger."""
     parts, _ = divide(read_sources(config.inputs, config.read).groups, config.split)
     groups = render_groups(parts["test"], scorer.renderer, ledger)
-    plans = plan_groups(
-        [g.sequences for g in groups],
-        scorer.model.layout,
-        TOKENS_PER_MICROBATCH,
-        scorer.renderer.pad_id,
+    sequences = [group.sequences for group in groups]
+    rewards = rewards_of_groups(
+        scorer.model, sequences, TOKENS_PER_MICROBATCH, scorer.renderer.pad_id
     )
-    rewards = run_plans(scorer.model, plans, [len(g.sequences) for g in groups])
     return [Outcome(group, rewards[index]) for index, group in enumerate(groups)]
 
 

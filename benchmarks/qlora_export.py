@@ -30,7 +30,7 @@ from palate.model.reward_model import RewardModel
 from palate.pipeline.prepare import prepare
 from palate.pipeline.quickstart import quickstart_run
 from palate.rendering import RenderedGroup, Renderer
-from palate.scoring.runs import plan_groups, run_plans
+from palate.scoring.runs import rewards_of_groups
 from palate.training.trainer import RewardTrainer
 
 CASES = (("none", "float32"), ("none", "bfloat16"), ("4bit", "float32"), ("8bit", "float32"))
@@ -38,9 +38,7 @@ LORA = LoraSettings(rank=16)
 
 
 def rewards_of(model: RewardModel, groups: Sequence[RenderedGroup], pad_id: int) -> list[Any]:
-    plans = plan_groups([group.sequences for group in groups], model.layout, 2048, pad_id)
-    found = run_plans(model, plans, [len(group.sequences) for group in groups])
-    return [found[index] for index in range(len(groups))]
+    return rewards_of_groups(model, [group.sequences for group in groups], 2048, pad_id)
 
 
 def compare(

@@ -228,8 +228,7 @@ def test_our_mask_with_default_positions_moves_the_second_answer_away_from_its_p
     mask = attention_masks(
         model.config,
         tensors["position_RT"],
-        tensors["tree_RT"],
-        tensors["branch_RT"],
+        tensors["reach_RT"],
         torch.float32,
     )
     wrong = rewards_of_call(model, tensors, attention_mask=mask)
@@ -262,25 +261,24 @@ def test_neighbours_and_padding_do_not_change_a_reward(kind: str) -> None:
 
     width = 60
     left_RT = torch.full((len(sequences), width), PAD)
-    tree_RT = torch.full_like(left_RT, -1)
+    reach_RT = torch.zeros_like(left_RT)
     position_RT = torch.zeros_like(left_RT)
     for row, sequence in enumerate(sequences):
         start = width - len(sequence)
         left_RT[row, start:] = torch.tensor(sequence)
-        tree_RT[row, start:] = row
+        reach_RT[row, start:] = width
         position_RT[row, start:] = torch.arange(len(sequence))
     ours, *_ = model(
         input_ids_RT=left_RT,
         position_RT=position_RT,
-        tree_RT=tree_RT,
-        branch_RT=tree_RT.clamp(max=0),
+        reach_RT=reach_RT,
         end_row_N=torch.arange(len(sequences)),
         end_column_N=torch.full((len(sequences),), width - 1),
         tree_layout=True,
     )
     assert (ours - truth).abs().max() < REWARD_TOLERANCE
     plain = transformer(
-        left_RT, attention_mask=(tree_RT >= 0).long(), position_ids=position_RT
+        left_RT, attention_mask=(reach_RT > 0).long(), position_ids=position_RT
     ).logits[:, 0]
     assert (plain - truth).abs().max() < REWARD_TOLERANCE
 

@@ -83,10 +83,10 @@ def test_a_sequence_is_pooled_over_its_prefix_and_its_branch() -> None:
     """
     (plan,) = plan_trees([[[5, 6, 7], [5, 6, 8, 9]], [[10, 11]]], 10**9, PAD)
     tensors = plan_tensors(plan, torch.device("cpu"))
-    state_RTD = torch.stack([tensors["input_ids_RT"], torch.ones_like(tensors["tree_RT"])], -1)
+    state_RTD = torch.stack([tensors["input_ids_RT"], torch.ones_like(tensors["reach_RT"])], -1)
     state_RTD = state_RTD.float()
     ends = tensors["end_row_N"], tensors["end_column_N"]
-    member_NT = members(tensors["tree_RT"], tensors["branch_RT"], *ends)
+    member_NT = members(tensors["reach_RT"], *ends)
     assert member_NT.sum(1).tolist() == [3, 4, 2]
 
     weight_NT = mean_weights(member_NT)
@@ -137,7 +137,7 @@ def test_neighbours_and_padding_do_not_change_a_reward(kind: str, pooling: Pooli
     (plan,) = plan_rows([[sequences[0], sequences[1]]], 10**9, PAD)
     tensors = plan_tensors(plan, torch.device("cpu"))
     hidden_RTD = model.body(
-        tensors["input_ids_RT"], attention_mask=(tensors["tree_RT"] >= 0).long()
+        tensors["input_ids_RT"], attention_mask=(tensors["reach_RT"] > 0).long()
     ).last_hidden_state
     assert (model.reward_of(hidden_RTD.mean(1))[0] - truth[0]).abs() > 1e-3
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from palate.errors import PalateError
+from palate.forest import Packing
 from palate.objectives import ObjectiveSettings
 from palate.objectives.objective import Objective
 from palate.preferences import Comparison
@@ -19,7 +21,7 @@ from palate.rendering import RenderedGroup
 from palate.training.checkpoints import is_complete, newest_complete, rotate, seal
 from palate.training.defaults import with_rates
 from palate.training.settings import TrainingSettings
-from palate.training.steps import StepBatch, StepSampler, step_batch
+from palate.training.steps import StepBatch, StepCosts, StepSampler, step_batch
 from palate.training.trainer import RewardTrainer
 from tests.runs import (
     contrary,
@@ -68,7 +70,7 @@ def batch_of(
     objective: Objective | None = None,
 ) -> StepBatch:
     objective = objective or Objective(ObjectiveSettings(), groups)
-    return step_batch(groups, len(groups), layout, budget, 0, objective)
+    return step_batch(groups, len(groups), Packing(layout, budget, 0), objective)
 
 
 @pytest.mark.parametrize(
@@ -330,8 +332,8 @@ def test_steps_are_the_same_for_any_number_of_processes(num_prompts: int, per_st
             for step, parts in zip(alone, zip(*shares, strict=True), strict=True):
                 assert {part[0] for part in parts} == {step[0]}
                 assert sorted(chain(*(part[1:] for part in parts))) == sorted(step[1:])
-                counts = [len(part) for part in parts]
-                assert max(counts) - min(counts) <= 1
+                loads = [sum(sizes[index] for index in part[1:]) for part in parts]
+                assert max(loads) - min(loads) <= max(sizes[index] for index in step[1:])
         orders.append(order)
     assert orders[0] != orders[1] or num_prompts < 4
 
@@ -457,3 +459,33 @@ def test_rates_that_are_left_open_go_by_method_and_size(
     assert (found.learning_rate, found.head_learning_rate_factor) == (pytest.approx(rate), factor)
     named = TrainingSettings(method=method, learning_rate=3e-3, head_learning_rate_factor=2.0)
     assert with_rates(named, num_parameters) == named
+
+
+def test_prompts_are_dealt_by_what_they_cost() -> None:
+    """Costs 9 7 5 4 2 to two processes, largest first, each to the one with less: 9, 7, 5 to the
+    second (12), 4 to the first (13), 2 to the second (14). By turns the first would have 16."""
+    sampler = StepSampler([4, 9, 2, 7, 5], 5, 0, 0, 2)
+    assert sampler._deal(range(5)) == [[1, 0], [3, 4, 2]]
+
+
+def test_the_cost_of_a_prompt_counts_shared_tokens_once_and_pairs() -> None:
+    """Prompt 3, answers 2 and 1: 6 tokens; pairs 6 + 3 * 3 + 3 + 1 = 19. Of a body with 240
+    parameters, 2 layers of width 6 a pair costs 2 * 2 * 6 / 240 = 0.1 tokens."""
+    answers = ((1, 2, 3, 4, 5), (1, 2, 3, 6))
+    (group,) = pair_groups(1)
+    costs = StepCosts([replace(group, sequences=answers)], 240, 2, 6)
+    assert costs[0] == pytest.approx(6 + 1.9)
+
+
+def test_the_fused_update_is_the_plain_one(tmp_path: Path) -> None:
+    """AdamW with its two groups, three steps: weights equal to those of the unfused optimiser."""
+    found = []
+    for fused in (True, False):
+        trainer = tiny_trainer(load_tiny(tmp_path).model, tmp_path, pair_groups(6), max_steps=3)
+        optimiser = trainer.create_optimizer()
+        assert all(group["fused"] for group in optimiser.param_groups)
+        for group in optimiser.param_groups:
+            group["fused"] = fused
+        trainer.train()
+        found.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)

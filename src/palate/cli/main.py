@@ -14,6 +14,7 @@ from palate.errors import PalateError
 VERBS = {
     "quickstart": "train on the starter set, measure, score and rank a few answers",
     "train": "train a reward model from preferences",
+    "plan": "say what a training run will cost: tokens, FLOPs, memory, time",
     "tune": "suggest a learning rate and a number of prompts a step",
     "evaluate": "measure a reward model on held-out preferences",
     "score": "score a file of answers",
@@ -24,7 +25,12 @@ VERBS = {
     "runs": "list runs with their metrics",
     "runs diff": "what differs between two runs: data, configuration, versions, metrics",
 }
-MODULES = {"data": "palate.cli.data", "runs": "palate.cli.runs", "tune": "palate.cli.tune"}
+MODULES = {
+    "data": "palate.cli.data",
+    "plan": "palate.cli.plan",
+    "runs": "palate.cli.runs",
+    "tune": "palate.cli.tune",
+}
 """Modules of the verbs that are not in `palate.cli.verbs`, by their first word."""
 EXIT_ERROR = 1
 EXIT_USAGE = 2

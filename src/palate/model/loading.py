@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from palate.artifacts.hub import model_directory
 from palate.errors import PalateError
+from palate.model.faster import choose_attention
 from palate.model.forms import (
     as_trained,
     is_own_form,
@@ -69,7 +70,7 @@ def load_model(
     text's neighbours, layout `tree` where it isn't exact.
     """
     directory = model_directory(name)
-    config = _load_config(name, directory, settings)
+    config = load_config(name, directory, settings)
     stored = read_head(directory)
     if stored is None and hasattr(config, MARK):
         raise PalateError(f"{name}: {HEAD_FILE} is missing; get the file again")
@@ -116,7 +117,7 @@ def load_tokenizer(name: str, directory: Path, settings: BodySettings) -> PreTra
         ) from error
 
 
-def _load_config(name: str, directory: Path, settings: BodySettings) -> Any:
+def load_config(name: str, directory: Path, settings: BodySettings) -> Any:
     try:
         config = AutoConfig.from_pretrained(
             directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
@@ -232,6 +233,7 @@ def _choose_layout(name: str, model: RewardModel, settings: BodySettings) -> Non
     reason = why_not_tree(model)
     if reason is None:
         model.layout = "tree"
+        choose_attention(name, model, settings.attention)
     elif settings.layout == "tree":
         raise PalateError(f"body.layout tree is not exact for {name}: {reason}")
     elif model.pooling == "last" or reason != BIDIRECTIONAL:

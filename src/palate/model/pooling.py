@@ -1,6 +1,6 @@
 """From the states of a sequence's tokens to the one state that the head reads.
 
-In a tree a sequence's tokens are its prefix and its branch, exactly those it has in a row of its
+In a tree a sequence's tokens are those that its last one sees, exactly those it has in a row of its
 own, so what is pooled is the same in both layouts.
 
 Legend: R rows, T tokens of a row, N sequences, D width of the body.
@@ -11,17 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from palate.forest.plan import PREFIX
-
 Pooling = Literal["last", "cls", "mean", "attention"]
 
 
-def members(tree_RT: Tensor, branch_RT: Tensor, end_row_N: Tensor, end_column_N: Tensor) -> Tensor:
+def members(reach_RT: Tensor, end_row_N: Tensor, end_column_N: Tensor) -> Tensor:
     """Boolean N T: which slots of the row in which a sequence ends hold its tokens."""
-    tree_NT, branch_NT = tree_RT[end_row_N], branch_RT[end_row_N]
-    own_tree_N1 = tree_RT[end_row_N, end_column_N, None]
-    own_branch_N1 = branch_RT[end_row_N, end_column_N, None]
-    return (tree_NT == own_tree_N1) & ((branch_NT == PREFIX) | (branch_NT == own_branch_N1))
+    column_T = torch.arange(reach_RT.shape[1], device=reach_RT.device)
+    end_N1 = end_column_N[:, None]
+    return (column_T <= end_N1) & (end_N1 < reach_RT[end_row_N])
 
 
 def mean_weights(member_NT: Tensor) -> Tensor:

@@ -12,10 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from palate.errors import PalateError
-from palate.forest.plan import Layout, Plan
-from palate.model.attention import attention_masks
+from palate.forest.plan import Layout, Packing, Plan
+from palate.forest.sight import Sight
+from palate.model.attention import (
+    Attention,
+    ForestAttention,
+    attention_masks,
+    given_to_body,
+    layer_windows,
+)
 from palate.model.balance import balance_coefficient, balance_loss
+from palate.model.blocks import BlockAttention
+from palate.model.flex import TILE, FlexAttention
 from palate.model.heads import Head, num_features, rewards
+from palate.model.last_layer import Shortened
 from palate.model.pooling import (
     Pooling,
     attention_weights,
@@ -24,6 +34,7 @@ from palate.model.pooling import (
     weighted_sums,
 )
 from palate.model.quantization import unpacked_size
+from palate.model.varlen import VarlenAttention, has_varlen
 
 HEAD_NAMES = ("score", "classifier", "classifier.out_proj")
 OWN_HEAD = "reward_head"
@@ -96,12 +107,16 @@ class RewardModel(nn.Module):
         if pooling == "attention" and head is not None:
             self.query = nn.Parameter(torch.zeros(num_features(head), device=self.device))
         self.layout: Layout = layout
+        self.attention: Attention = "dense"
+        """How a tree's attention is computed; all equal `dense`. Set by `palate.model.faster`."""
+        self.shortened = False
+        """Whether the last layer is computed only where it is pooled."""
         self.learned = nn.ParameterDict()
         """What the objective learns (tie width, ...): trained and resumed, never exported."""
         # Wrappers that shard read this from the outermost module.
         self._no_split_modules = getattr(transformer, "_no_split_modules", None)
         self.balance_coefficient = balance_coefficient(self.body)
-        self._has_cache = takes(self.body, "use_cache")
+        self.takes_cache = takes(self.body, "use_cache")
 
     @property
     def body(self) -> nn.Module:
@@ -153,28 +168,33 @@ class RewardModel(nn.Module):
         self,
         input_ids_RT: Tensor,
         position_RT: Tensor,
-        tree_RT: Tensor,
-        branch_RT: Tensor,
+        reach_RT: Tensor,
         end_row_N: Tensor,
         end_column_N: Tensor,
         tree_layout: bool,
+        sight: Sight | None = None,
     ) -> Output:
-        """Rewards and the pooled states they come from."""
+        """Rewards and the pooled states they come from; `sight` of a tree layout in one row."""
         arguments: dict[str, Any] = {"input_ids": input_ids_RT}
         if tree_layout:
             arguments["position_ids"] = position_RT
-            arguments["attention_mask"] = attention_masks(
-                self.config, position_RT, tree_RT, branch_RT, self._mask_dtype()
-            )
+            if sight is None or self.attention == "dense":
+                arguments["attention_mask"] = attention_masks(
+                    self.config, position_RT, reach_RT, self._mask_dtype()
+                )
+            elif self.shortened:
+                return self._output(self.end_states(input_ids_RT, position_RT, sight, end_column_N))
+            else:
+                arguments |= given_to_body(self._forest(sight), self.device)
         else:
-            arguments["attention_mask"] = (tree_RT >= 0).long()
+            arguments["attention_mask"] = (reach_RT > 0).long()
         auxiliary_N = None
         if self.pooling == "cls":
             hidden_ND = self._encode(arguments).float()
         else:
             state_RTD, router_logits = self._states(arguments)
             with torch.autocast(state_RTD.device.type, enabled=False):
-                member_NT = members(tree_RT, branch_RT, end_row_N, end_column_N)
+                member_NT = members(reach_RT, end_row_N, end_column_N)
                 hidden_ND = self._pool(state_RTD, member_NT, end_row_N, end_column_N)
                 if router_logits:
                     auxiliary_N = self.balance_coefficient * balance_loss(
@@ -184,8 +204,57 @@ class RewardModel(nn.Module):
                         end_row_N,
                         len(input_ids_RT),
                     )
+        return self._output(hidden_ND, auxiliary_N)
+
+    def _output(self, hidden_ND: Tensor, auxiliary_N: Tensor | None = None) -> Output:
         learned = {name: parameter + 0 for name, parameter in self.learned.items()}
         return Output(self.reward_of(hidden_ND), hidden_ND, auxiliary_N, learned or None)
+
+    def end_states(
+        self,
+        input_ids_1T: Tensor,
+        position_1T: Tensor,
+        sight: Sight,
+        end_column_N: Tensor,
+        **cache: Any,
+    ) -> Tensor:
+        """float32 N D: states at the sequences' ends, of the columns that `sight` has as queries.
+
+        With the last layer at the ends alone where that holds. `cache` is what the body takes to
+        read and keep keys and values; then the columns before the queries' are in it.
+        """
+        # Equal sequences end in one place.
+        column_Q, place_N = torch.unique(end_column_N, return_inverse=True)
+        place_Q = column_Q - int(sight.column_Q[0])
+        forest = self._forest(sight)
+        if self.shortened:
+            ends = sight.of_queries(column_Q.cpu().numpy())
+            forest = Shortened(forest, self._forest(ends), place_Q)
+        arguments = {"input_ids": input_ids_1T, "position_ids": position_1T, **cache}
+        state_1QD, _ = self._states(arguments | given_to_body(forest, self.device))
+        with torch.autocast(state_1QD.device.type, enabled=False):
+            chosen_N = place_N if self.shortened else place_Q[place_N]
+            return state_1QD[0, chosen_N].float()
+
+    def _forest(self, sight: Sight) -> ForestAttention:
+        windows = layer_windows(self.config)
+        path = self.attention
+        if path == "auto" and self.device.type == "cuda":
+            path = "varlen" if has_varlen(self.device) else "flex"
+        if path == "varlen":
+            return VarlenAttention(sight, windows, self.device)
+        if path == "flex":
+            return FlexAttention(sight, windows, self.device)
+        return BlockAttention(sight, windows)
+
+    def packing(self, tokens_per_microbatch: int, pad_id: int) -> Packing:
+        """How this model's microbatches are laid out."""
+        if self.attention == "dense":
+            return Packing(self.layout, tokens_per_microbatch, pad_id)
+        # On a GPU kernels are chosen, and with torch.compile made, by shape.
+        step = max(TILE, tokens_per_microbatch // 64 // TILE * TILE)
+        multiple = step if self.device.type == "cuda" else 1
+        return Packing(self.layout, tokens_per_microbatch, pad_id, True, multiple)
 
     def reward_of(self, hidden_ND: Tensor) -> Tensor:
         """float32 N: the head alone, on pooled states."""
@@ -194,8 +263,8 @@ class RewardModel(nn.Module):
 
     def _states(self, arguments: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """States of all tokens (R T D), and router logits where their loss is wanted."""
-        if self._has_cache:
-            arguments["use_cache"] = False
+        if self.takes_cache:
+            arguments.setdefault("use_cache", False)
         if self.training and self.balance_coefficient:
             arguments["output_router_logits"] = True
         output = self.body(**arguments)
@@ -256,8 +325,8 @@ def takes(module: nn.Module, argument: str) -> bool:
 
 def plan_tensors(plan: Plan, device: torch.device) -> dict[str, Any]:
     """A plan's arrays as the keyword arguments of `RewardModel.forward`."""
-    names = ("input_ids_RT", "position_RT", "tree_RT", "branch_RT", "end_row_N", "end_column_N")
+    names = ("input_ids_RT", "position_RT", "reach_RT", "end_row_N", "end_column_N")
     tensors: dict[str, Any] = {
         name: torch.from_numpy(getattr(plan, name)).to(device) for name in names
     }
-    return {**tensors, "tree_layout": plan.layout == "tree"}
+    return {**tensors, "tree_layout": plan.layout == "tree", "sight": plan.sight}

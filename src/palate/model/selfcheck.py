@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from palate.errors import PalateError
-from palate.forest.plan import Plan, plan_rows, plan_trees
+from palate.forest.plan import Plan, plan_groups, plan_rows
 from palate.model.attention import layer_windows
 from palate.model.reward_model import RewardModel, takes
 
@@ -221,7 +221,8 @@ def tree_difference(model: RewardModel) -> float:
     try:
         if window:
             config.sliding_window = min(window, SHORT_WINDOW)
-        tree = _pooled(model, plan_trees(groups, 10**9, pad_id=0))
+        packing = replace(model.packing(10**9, pad_id=0), layout="tree")
+        tree = _pooled(model, plan_groups(groups, packing))
         rows = _pooled(model, plan_rows(groups, 10**9, pad_id=0))
     finally:
         if window:

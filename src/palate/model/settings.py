@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from palate.errors import PalateError
+from palate.model.attention import Attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,10 @@ class BodySettings:
     layout: Literal["auto", "tree", "rows"] = "auto"
     """auto: tree where the load-time self-check finds it exact, otherwise rows. tree: refuse
     otherwise."""
+    attention: Attention = "auto"
+    """How a tree's attention is computed, all equal within rounding. auto: the fastest for the
+    device that a self-check finds exact: blocks on a CPU, varlen or flex on CUDA. dense: a mask
+    over all pairs of tokens, the reference."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of the weights in memory; auto is the checkpoint's own. Head, pooling and loss run in
     float32."""

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from palate.forest import plan_groups
 from palate.model.reward_model import RewardModel
 from palate.objectives.objective import Objective
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.prepare import Prepared
 from palate.rendering import RenderedGroup, Renderer
 from palate.rendering.store import token_counts
-from palate.scoring.runs import plan_groups, run_plans
+from palate.scoring.runs import rewards_of_groups
 from palate.training.defaults import with_rates
 from palate.training.settings import TrainingSettings
 from palate.training.steps import StepSampler
@@ -38,7 +39,7 @@ def describe_dry_run(
     )
     lines = [
         f"model     {config.model}: {type(model.transformer).__name__},"
-        f" {sum(p.numel() for p in model.parameters()):,} parameters, layout {model.layout},"
+        f" {sum(p.numel() for p in model.parameters()):,} parameters, {_layout(model)},"
         f" pooling {model.pooling}, head {'warm start' if is_warm else 'new'}",
         *(f"data      {source}: format {name}" for source, name in prepared.formats.items()),
         "rows      " + prepared.ledger.summary(prepared.num_rows).replace("\n", "\n          "),
@@ -58,6 +59,14 @@ def describe_dry_run(
     if settings.method != "frozen":
         lines.append(_first_loss(prepared.train, model, renderer, config, objective))
     return "\n".join(lines)
+
+
+def _layout(model: RewardModel) -> str:
+    if model.layout == "rows":
+        return "layout rows"
+    attention = "by a dense mask" if model.attention == "dense" else "in blocks"
+    ends = ", last layer at the ends" if model.shortened else ""
+    return f"layout tree, attention {attention}{ends}"
 
 
 def _training_line(config: TrainConfig, model: RewardModel, num_steps: int) -> str:
@@ -81,15 +90,11 @@ def _token_line(
 ) -> str:
     sizes = token_counts(groups)
     sampler = StepSampler(sizes, settings.prompts_per_step, settings.seed)
+    packing = model.packing(settings.tokens_per_microbatch, renderer.pad_id)
     plans = [
         plan
         for step in sampler.steps()
-        for plan in plan_groups(
-            [groups[index].sequences for index in step],
-            model.layout,
-            settings.tokens_per_microbatch,
-            renderer.pad_id,
-        )
+        for plan in plan_groups([groups[index].sequences for index in step], packing)
     ]
     real = sum(plan.num_tokens for plan in plans)
     slots = sum(plan.num_slots for plan in plans)
@@ -121,14 +126,13 @@ def _first_loss(
     sizes = token_counts(groups)
     shortest = sorted(range(len(groups)), key=lambda index: sizes[index])[:NUM_GROUPS_FOR_LOSS]
     few = [groups[index] for index in shortest]
-    plans = plan_groups(
-        [g.sequences for g in few],
-        model.layout,
+    rewards = rewards_of_groups(
+        model,
+        [group.sequences for group in few],
         config.training.tokens_per_microbatch,
         renderer.pad_id,
     )
-    by_group = run_plans(model, plans, [len(group.sequences) for group in few])
-    reward_N = torch.as_tensor(np.concatenate([by_group[index] for index in range(len(few))]))
+    reward_N = torch.as_tensor(np.concatenate(rewards))
     batch = objective.batch(few)
     first, equal = (
         float(objective.data_loss(rewards, batch, objective.initial)) / max(1, batch.num_counted)

@@ -17,8 +17,8 @@ from palate.objectives import Ties
 from palate.pipeline.prepare import data_hashes, read_sources, refuse_without_effect
 from palate.preferences import PreferenceGroup, prompt_cluster
 from palate.preferences.settings import ReadSettings
-from palate.rendering import render_groups
-from palate.scoring.runs import plan_groups, run_plans
+from palate.rendering import RenderSettings, render_groups
+from palate.scoring.runs import rewards_of_groups
 from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, load
 from palate.statistics import Estimate
 
@@ -45,6 +45,12 @@ class EvaluateConfig:
     """Parts of the checkpoint that may differ from the training: template, tokenizer, ..."""
     trust_remote_code: bool = False
     """Run Python code that the checkpoint brings along."""
+    render_workers: int = 0
+    """Processes that tokenise, this one among them. 0 = one for each core, once there is enough to
+    do that starting them pays."""
+    token_cache: str = ""
+    """Directory of token ids that earlier runs made; empty = palate/tokens in the user's cache
+    directory, off = none."""
     read: ReadSettings = field(default_factory=ReadSettings)
 
 
@@ -74,20 +80,20 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     refuse_without_effect(reading, config.read)
     groups = _choose_part(reading.groups, config)
     ledger = reading.ledger
-    rendered = render_groups(groups, scorer.renderer, ledger)
+    rendering = RenderSettings(workers=config.render_workers, cache=config.token_cache)
+    rendered = render_groups(groups, scorer.renderer, ledger, rendering)
     num_elsewhere = len(reading.groups) - len(groups)
     num_rows_elsewhere = reading.num_rows - sum(group.num_rows for group in groups)
     num_rows_kept = sum(group.group.num_rows for group in rendered) + num_rows_elsewhere
     ledger.check(num_rows_kept)
     if not rendered:
         raise PalateError("no prompt is left to measure:\n" + ledger.summary(num_rows_elsewhere))
-    plans = plan_groups(
+    rewards = rewards_of_groups(
+        scorer.model,
         [group.sequences for group in rendered],
-        scorer.model.layout,
         config.tokens_per_microbatch,
         scorer.renderer.pad_id,
     )
-    rewards = run_plans(scorer.model, plans, [len(group.sequences) for group in rendered])
     outcomes = [Outcome(group, rewards[index]) for index, group in enumerate(rendered)]
     metrics = evaluate_outcomes(outcomes, _ties(scorer.sidecar))
     if config.output:

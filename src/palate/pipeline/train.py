@@ -75,11 +75,11 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
 def prepare_where_asked(config: TrainConfig, renderer: Renderer, store: Path | None) -> Prepared:
     """In memory, or on disk in `store`; without one, in a folder that is gone by itself."""
     if config.store == "memory":
-        return prepare(config, renderer)
+        return prepare(config, renderer, config.rendering)
     # One process writes what all read.
     place = store or Path(tempfile.mkdtemp())
     try:
-        return decided_by_main(lambda: prepare_on_disk(config, renderer, place))
+        return decided_by_main(lambda: prepare_on_disk(config, renderer, place, config.rendering))
     finally:
         if store is None:  # what is mapped stays readable
             shutil.rmtree(place)

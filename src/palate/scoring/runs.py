@@ -6,18 +6,18 @@ import numpy as np
 import torch
 
 from palate.artifacts.progress import progress
-from palate.forest import Plan, plan_rows, plan_trees
-from palate.forest.plan import Layout
+from palate.forest import Plan, plan_groups
 from palate.forest.tree import Ids
 from palate.model.reward_model import RewardModel
 
 
-def plan_groups(
-    groups: Sequence[Sequence[Ids]], layout: Layout, tokens_per_microbatch: int, pad_id: int
-) -> list[Plan]:
-    """Plans for all groups in the given layout."""
-    plan = plan_trees if layout == "tree" else plan_rows
-    return plan(groups, tokens_per_microbatch, pad_id)
+def rewards_of_groups(
+    model: RewardModel, groups: Sequence[Sequence[Ids]], tokens_per_microbatch: int, pad_id: int
+) -> list[np.ndarray]:
+    """Rewards of each group's sequences, in order."""
+    plans = plan_groups(groups, model.packing(tokens_per_microbatch, pad_id))
+    rewards = run_plans(model, plans, [len(group) for group in groups])
+    return [rewards[index] for index in range(len(groups))]
 
 
 def run_plans(

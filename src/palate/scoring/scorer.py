@@ -6,17 +6,18 @@ Legend: N sequences.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from palate.errors import PalateError
-from palate.forest import grow_tree
 from palate.forest.tree import Ids
 from palate.model.checkpoint import SIDECAR, Sidecar, check_fingerprint, read_sidecar, renderer_for
+from palate.model.faster import check_on_device
 from palate.model.loading import load_model
+from palate.model.prompt_cache import PromptCache, can_cache
 from palate.model.quantization import Quantization
 from palate.model.reward_model import RewardModel
 from palate.model.selfcheck import check_positions, tolerance
@@ -24,7 +25,8 @@ from palate.model.settings import BodySettings
 from palate.preferences.formats.fields import messages_of
 from palate.preferences.types import Message, Response, ScoringItem
 from palate.rendering import Renderer
-from palate.scoring.runs import plan_groups, run_plans
+from palate.scoring.grouping import families, groups_by_opening
+from palate.scoring.runs import rewards_of_groups
 
 DEFAULT_TOKENS_PER_MICROBATCH = 8192
 Prompt = str | Sequence[Mapping[str, Any] | Message]
@@ -109,46 +111,36 @@ class Scorer:
         Equal sequences are computed once, so their rewards are equal to the last bit.
         """
         distinct = sorted({tuple(ids) for ids in sequences})
-        groups = self._groups(distinct)
-        plans = plan_groups(
-            groups, self.model.layout, self.tokens_per_microbatch, self.renderer.pad_id
-        )
-        by_group = run_plans(self.model, plans, [len(group) for group in groups])
-        rewards = [reward for n in range(len(groups)) for reward in by_group[n].tolist()]
+        rewards = self._rewards(distinct)
         reward_of = dict(zip(distinct, rewards, strict=True))
         return [reward_of[tuple(ids)] for ids in sequences]
 
-    def _groups(self, ordered: Sequence[Ids]) -> list[Sequence[Ids]]:
-        """Sequences in dictionary order, divided into the trees that have the fewest tokens.
-
-        A tree stays within the token budget and shares more than half of its shortest sequence:
-        one of strangers saves little and makes rows, and with them attention, long.
-        """
+    def _rewards(self, ordered: Sequence[Ids]) -> list[float]:
+        """Of distinct sequences in dictionary order."""
+        budget = self.tokens_per_microbatch
         if self.model.layout == "rows":
-            return [[ids] for ids in ordered]
-        # In dictionary order, what all of a run share is the least that two neighbours in it share.
-        shared = [len(grow_tree(pair).prefix) for pair in pairwise(ordered)]
-        num_tokens = [0]
-        starts: list[int] = []
-        for end, last in enumerate(ordered, start=1):
-            total = prefix = shortest = len(last)
-            best = (num_tokens[end - 1] + total, end - 1)
-            for start in range(end - 2, -1, -1):
-                total += len(ordered[start])
-                prefix = min(prefix, shared[start])
-                shortest = min(shortest, len(ordered[start]))
-                size = total - (end - 1 - start) * prefix
-                if size > self.tokens_per_microbatch or 2 * prefix <= shortest:
-                    break
-                best = min(best, (num_tokens[start] + size, start))
-            num_tokens.append(best[0])
-            starts.append(best[1])
-        groups: list[Sequence[Ids]] = []
-        end = len(ordered)
-        while end:
-            groups.append(ordered[starts[end - 1] : end])
-            end = starts[end - 1]
-        return groups[::-1]
+            return self._of_groups([[ids] for ids in ordered])
+        groups = groups_by_opening(ordered, budget)
+        if not can_cache(self.model):
+            return self._of_groups(groups)
+        found = families(groups, budget)
+        alone = iter(self._of_groups([f.groups[0] for f in found if not f.prompt]))
+        rewards: list[float] = []
+        for family in found:
+            if family.prompt:
+                with self.model.scoring_mode():
+                    prompt = PromptCache(self.model, family.prompt)
+                    for group in family.groups:
+                        rewards += prompt.rewards(group).tolist()
+            else:
+                rewards += islice(alone, len(family.groups[0]))
+        return rewards
+
+    def _of_groups(self, groups: Sequence[Sequence[Ids]]) -> list[float]:
+        found = rewards_of_groups(
+            self.model, groups, self.tokens_per_microbatch, self.renderer.pad_id
+        )
+        return [reward for group in found for reward in group.tolist()]
 
 
 def scoring_item(prompt: Prompt, response: str, **fields: Any) -> ScoringItem:
@@ -188,7 +180,8 @@ def load(
     renderer = renderer_for(loaded.tokenizer, sidecar, loaded.model)
     lengths = renderer.lengths
     check_positions(loaded.model.config, lengths.max_prompt_tokens + lengths.max_response_tokens)
-    scorer = Scorer(loaded.model.to(chosen), renderer, sidecar, tokens_per_microbatch)
+    check_on_device(str(name), loaded.model.to(chosen))
+    scorer = Scorer(loaded.model, renderer, sidecar, tokens_per_microbatch)
     if sidecar is not None:
         check_fingerprint(str(name), loaded.directory, renderer, sidecar, allow_changed)
         # Another template or tokenizer gives other rewards, so then they can't be compared.

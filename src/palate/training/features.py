@@ -25,9 +25,9 @@ from safetensors.numpy import save
 from palate.artifacts.files import atomic_path, describe_os_error, write_json
 from palate.artifacts.progress import progress
 from palate.errors import PalateError
+from palate.forest import plan_groups
 from palate.forest.tree import Ids
 from palate.model.reward_model import RewardModel
-from palate.scoring.runs import plan_groups
 
 FORMAT_VERSION = 1
 SHARD_SEQUENCES = 512
@@ -213,7 +213,7 @@ def _compute(
     """Pooled states in the order of the groups' sequences, float32."""
     states: dict[int, np.ndarray] = {}
     with model.scoring_mode():
-        for plan in plan_groups(groups, model.layout, tokens_per_microbatch, pad_id):
+        for plan in plan_groups(groups, model.packing(tokens_per_microbatch, pad_id)):
             hidden_ND = model.run(plan).hidden_ND.cpu().numpy()
             ends = np.cumsum([len(groups[index]) for index in plan.groups])[:-1]
             states.update(zip(plan.groups, np.split(hidden_ND, ends), strict=True))

@@ -39,6 +39,11 @@ class TrainingSettings:
     """Of the body's arithmetic; auto is bfloat16 where the GPU has it, otherwise float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the body's layers with torch.compile, once for all shapes: tens of seconds at the
+    start, less time for norms and activations after it."""
+    liger: bool = False
+    """Liger's Triton kernels for norms, rotary embeddings and MLPs, on CUDA."""
     evaluations_per_epoch: int = 1
     """Evaluations of the validation sets, each followed by a checkpoint."""
     keep_checkpoints: int = 2

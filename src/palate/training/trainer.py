@@ -23,20 +23,22 @@ from transformers import (
 
 from palate.artifacts.files import describe_os_error
 from palate.errors import PalateError
-from palate.forest import Plan, plan_rows
+from palate.forest import Packing, Plan, plan_groups, plan_rows
+from palate.model.faster import check_on_device
+from palate.model.kernels import apply_liger, compile_layers
 from palate.model.lora import check_restored, trained_state
 from palate.model.reward_model import Output, RewardModel, plan_tensors
 from palate.objectives import ObjectiveSettings
 from palate.objectives.objective import Objective, ObjectiveBatch
 from palate.rendering import RenderedGroup
 from palate.rendering.store import token_counts
-from palate.scoring.runs import plan_groups, run_plans
+from palate.scoring.runs import run_plans
 from palate.training.callbacks import InterruptHandler, StateHandler
 from palate.training.checkpoints import rotate, seal
 from palate.training.defaults import Role, rates_by_role, role_of, uses_bfloat16, with_rates
 from palate.training.loss import sum_of_means, sum_over_prompts
 from palate.training.settings import TrainingSettings
-from palate.training.steps import StepBatch, StepSampler, step_loader
+from palate.training.steps import StepBatch, StepCosts, StepSampler, step_loader
 
 Measure = Callable[[Sequence[RenderedGroup], Sequence[np.ndarray]], Mapping[str, float]]
 """(groups, rewards of each) -> metrics."""
@@ -77,6 +79,10 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
             )
         if settings.gradient_checkpointing:
             enable_gradient_checkpointing(model)
+        if settings.liger:
+            apply_liger(model)
+        if settings.compile:
+            compile_layers(model)
         steps_per_epoch = -(-len(train_groups) // settings.prompts_per_step)
         super().__init__(
             model=model,
@@ -86,6 +92,7 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=[0] if validation_sets else None,
             callbacks=[self.interrupt, StateHandler(settings.early_stopping_patience)],
         )
+        check_on_device(type(model.transformer).__name__, model, bfloat16=self.args.bf16)
         # Our loss is already divided by the prompts of the whole step.
         self.model_accepts_loss_kwargs = False
         if self.accelerator.num_processes > settings.prompts_per_step:
@@ -96,21 +103,39 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         """Not prepared by accelerate: the sampler has dealt each step out already."""
+        num_processes = self.accelerator.num_processes
         sampler = StepSampler(
-            token_counts(self.train_groups),
+            # One process has no one to share the work with.
+            self._costs() if num_processes > 1 else token_counts(self.train_groups),
             self.settings.prompts_per_step,
             self.settings.seed,
             self.accelerator.process_index,
-            self.accelerator.num_processes,
+            num_processes,
         )
         return step_loader(
             self.train_groups,
             sampler,
-            self.model.layout,
-            self.settings.tokens_per_microbatch,
-            self.pad_id,
+            self._packing(),
             self.objective,
         )
+
+    def _costs(self) -> StepCosts:
+        config = self.model.config.get_text_config()
+        return StepCosts(
+            self.train_groups,
+            self._num_matrix_parameters(),
+            config.num_hidden_layers,
+            config.hidden_size,
+        )
+
+    def _num_matrix_parameters(self) -> int:
+        """Parameters outside the embedding: those that a token is multiplied with."""
+        embedding = self.model.transformer.get_input_embeddings()
+        return int(self.model.num_parameters() - embedding.weight.numel())
+
+    def _packing(self) -> Packing:
+        packing: Packing = self.model.packing(self.settings.tokens_per_microbatch, self.pad_id)
+        return packing
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self.control.should_training_stop:
@@ -199,11 +224,8 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: StepBatch) -> int:
         """6 x parameters outside the embedding x token slots: attention left out."""
-        body = self.model.transformer
-        num_parameters = self.model.num_parameters()
-        num_parameters -= int(body.get_input_embeddings().weight.numel())
         num_slots = sum(plan.num_slots for plan, _ in inputs.microbatches)
-        return int(6 * num_parameters * num_slots)
+        return 6 * self._num_matrix_parameters() * num_slots
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -243,17 +265,14 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
                     for (role, decays), parameters in sorted(groups.items())
                 ],
                 lr=rates["body"],
+                # One pass over the weights instead of a dozen; the same update.
+                fused=True,
             )
         return self.optimizer
 
     def rewards_of(self, groups: Sequence[RenderedGroup]) -> list[np.ndarray]:
         """Rewards of each group, in order; the work is divided among the processes."""
-        plans = plan_groups(
-            [group.sequences for group in groups],
-            self.model.layout,
-            self.settings.tokens_per_microbatch,
-            self.pad_id,
-        )
+        plans = plan_groups([group.sequences for group in groups], self._packing())
         rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = plans[rank::num_processes]
         # All processes run the same number of passes, which sharded engines wait for.

@@ -63,14 +63,8 @@ def prompt_gradients(
 
     def add_gradient(indices: Sequence[int]) -> float:
         members = [groups[index] for index in indices]
-        step = step_batch(
-            members,
-            len(members),
-            model.layout,
-            settings.tokens_per_microbatch,
-            pad_id,
-            objective,
-        )
+        packing = model.packing(settings.tokens_per_microbatch, pad_id)
+        step = step_batch(members, len(members), packing, objective)
         step_mean = None
         if objective.needs_mean:
             with cast():

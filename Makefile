@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test check lint types imports docs readme
+.PHONY: setup quickstart test check lint types imports docs readme bench
 
 setup: .venv/ready
 
@@ -34,6 +34,17 @@ docs: setup
 
 readme: setup runs/quickstart/metrics.json
 	$(BIN)/python tools/readme_commands.py README.md docs/*.md
+
+# Times palate against TRL and transformers, each in its own environment; 20 minutes on 2 cores.
+bench: setup .venv-bench/ready
+	$(BIN)/python -m benchmarks.speed.run --peer .venv-bench/bin/python
+	.venv-bench/bin/python -m benchmarks.speed.figure benchmarks/results/speed_cpu.json docs/speed.svg
+	$(BIN)/python -m benchmarks.speed.table benchmarks/results/speed_cpu.json
+
+.venv-bench/ready: benchmarks/speed/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -r benchmarks/speed/requirements.txt
+	touch $@
 
 runs/quickstart/metrics.json: | setup
 	$(BIN)/palate quickstart --output runs/quickstart

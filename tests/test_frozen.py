@@ -449,7 +449,7 @@ def test_cached_rewards_are_those_of_unfrozen_evaluation(
         for part in (groups, validation, test):
             for ours, theirs in zip(found.rewards_of(part), unfrozen(model, part), strict=True):
                 assert ours.dtype == np.float32
-                assert ours == pytest.approx(theirs, abs=1e-5)
+                assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-5)
         spread = np.std(np.concatenate(found.rewards_of(groups)))
         assert spread > 0.1, "rewards that are all alike would prove nothing"
     assert len(list((tmp_path / "rows" / body_key(model)).glob("*.safetensors"))) > 5
@@ -616,7 +616,7 @@ def test_the_penalty_with_the_least_validation_loss_is_taken(tmp_path: Path) -> 
     alone = train(model, tmp_path, groups, {}, head_l2=L2_GRID[best])
     assert alone.chosen.loss == pytest.approx(found.chosen.loss, abs=1e-9)
     for ours, theirs in zip(alone.rewards_of(groups), found.rewards_of(groups), strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-5)
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-5)
 
 
 def test_features_without_a_signal_are_told(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from palate.pipeline.inspection.texts import Lengths
 from palate.preferences import Comparison, Message, PreferenceGroup, Vote
 from palate.preferences.writers import to_canonical
 from palate.statistics import Estimate
+from palate.text import plural
 
 MAX_SHOWN_CHARACTERS = 600
 """Of a message or an answer; the middle of a longer one is left out."""
@@ -61,8 +62,8 @@ def _facts(seen: Inspection) -> Iterator[tuple[str, list[str]]]:
     yield (
         "groups",
         [
-            f"{seen.num_groups} groups, {prompts.num_prompts} different prompts in"
-            f" {prompts.num_clusters} prompt clusters",
+            f"{plural(seen.num_groups, 'group')}, {plural(prompts.num_prompts, 'different prompt')}"
+            f" in {plural(prompts.num_clusters, 'prompt cluster')}",
             f"answers to a prompt: {_counts(answers.answers_per_prompt)}",
             f"messages of a prompt: {_counts(prompts.num_messages)}",
         ],
@@ -110,7 +111,7 @@ def _field_line(seen: Inspection) -> str:
 
 def _comparison_line(seen: Inspection) -> str:
     c = seen.comparisons
-    parts = [f"{c.num} comparisons: {c.num_hard} hard, {c.num_soft} soft"]
+    parts = [f"{plural(c.num, 'comparison')}: {c.num_hard} hard, {c.num_soft} soft"]
     parts += [f"{c.num_with_ties} with tie votes"] if c.num_with_ties else []
     parts += [f"{c.num_undecided} undecided"] if c.num_undecided else []
     if c.margins:

@@ -1,7 +1,6 @@
 """Fit a loaded model to prepared groups, by the method that the configuration names."""
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -68,8 +67,6 @@ def fit(
 
     Raises Interrupted once a checkpoint is written.
     """
-    for warning in objective.warnings:
-        warnings.warn(warning, stacklevel=2)
     if config.training.method == "frozen":
         return _fit_frozen(config, loaded, renderer, prepared, objective)
     return _fit_steps(config, loaded.model, renderer, prepared, objective, directory)

@@ -31,7 +31,7 @@ FILES = {
     "adapter/": "LoRA adapters beside the merged model, where the configuration keeps them",
     "report.html": "the results as a page for a browser",
     METRICS: "results on each held-out part, each metric with its 95 % interval and n; temperature;"
-    " written last",
+    " what the objective learned beside the rewards; written last",
     "tensorboard/": "event files, with `training.report_to: [tensorboard]`",
     "wandb/": "W&B's files, with `training.report_to: [wandb]`",
 }

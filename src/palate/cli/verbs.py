@@ -16,6 +16,7 @@ from palate.pipeline.train import TrainResult, train
 from palate.report.card import shown
 from palate.scoring.scorer import Scorer, load
 from palate.statistics import Estimate
+from palate.text import plural
 
 __all__ = ["Interrupted", "Printed"]
 
@@ -76,7 +77,8 @@ def run_evaluate(arguments: list[str]) -> Printed:
     elsewhere = f", {result.num_elsewhere} in other parts" if result.num_elsewhere else ""
     text = (
         f"{result.ledger.summary(result.num_rows_kept)}\n"
-        f"{result.num_prompts} prompts measured{elsewhere}\n{_metrics_text(result.metrics)}"
+        f"{plural(result.num_prompts, 'prompt')} measured{elsewhere}\n"
+        f"{_metrics_text(result.metrics)}"
         + (f"\nwritten to {config.output}" if config.output else "")
     )
     values = {
@@ -94,7 +96,7 @@ def run_score(arguments: list[str]) -> Printed:
     result = score_file(config)
     resumed = f", {result.num_resumed} of them in an earlier run" if result.num_resumed else ""
     text = (
-        f"{result.num_rows} rows written to {result.output}{resumed};"
+        f"{plural(result.num_rows, 'row')} written to {result.output}{resumed};"
         f" {result.num_errors} with an error"
         + (f", {result.num_cut} with a prompt or answer cut to the limit" if result.num_cut else "")
     )
@@ -161,8 +163,10 @@ def run_compare(arguments: list[str]) -> Printed:
     flags = _parse_texts(parser, arguments)
     scorer = _load_for(flags)
     probability = scorer.compare(flags.prompt, flags.first, flags.second)
-    calibrated = scorer.sidecar is not None and scorer.sidecar.temperature is not None
-    note = "calibrated" if calibrated else "not calibrated: the checkpoint has no temperature"
+    temperature = scorer.sidecar.temperature if scorer.sidecar else None
+    calibrated = temperature is not None and not temperature.get("at_bound")
+    why = "a temperature at a bound of its fit" if temperature else "no temperature"
+    note = "calibrated" if calibrated else f"not calibrated: the checkpoint has {why}"
     return Printed(
         f"P(first preferred) = {probability:.4f}  ({note})",
         {"probability": probability, "calibrated": calibrated},

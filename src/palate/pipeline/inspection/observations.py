@@ -103,8 +103,9 @@ def _prompts(seen: Inspection) -> Iterator[str]:
         go = "goes" if prompts.num_extending == 1 else "go"
         yield (
             f"{plural(prompts.num_extending, 'prompt')} {go} on from the prompt of another group,"
-            f" in one prompt cluster with it ({prompts.num_clusters} clusters of {prompts.num_prompts}"
-            " prompts); a split by rows would put one in training and the other in the test."
+            f" in one prompt cluster with it ({prompts.num_clusters} clusters of"
+            f" {prompts.num_prompts} prompts); a split by rows would put one in training and the"
+            " other in the test."
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from palate.evaluation.metrics import as_json as estimates_as_json
 from palate.pipeline.inspection.inspect import Inspection
-from palate.pipeline.inspection.observations import observations, percent
+from palate.pipeline.inspection.observations import interval, observations, percent
 from palate.pipeline.inspection.texts import Lengths
 from palate.preferences import Comparison, Message, PreferenceGroup, Vote
 from palate.preferences.writers import to_canonical
@@ -143,9 +143,15 @@ def _model_lines(seen: Inspection) -> Iterator[str]:
     models = sorted(seen.quality.models.items(), key=lambda item: -(item[1].win_share or 0))
     for name, model in models[:MAX_ROWS_OF_TABLE]:
         won = "never compared" if model.win_share is None else f"wins {percent(model.win_share)}"
-        yield f"{_printable(name)}: {won} of {model.num_compared}, {model.num_answers} answers"
+        compared = f"{model.num_compared} (ties half)"
+        yield f"{_printable(name)}: {won} of {compared}, {plural(model.num_answers, 'answer')}"
     if len(models) > MAX_ROWS_OF_TABLE:
         yield f"and {len(models) - MAX_ROWS_OF_TABLE} more models"
+    if (predicts := seen.quality.model_predicts) is not None:
+        yield (
+            f"names alone predict {interval(predicts)} of the decided comparisons (order fitted on"
+            " the other half of the prompts, equal ones half)"
+        )
 
 
 def group_lines(group: PreferenceGroup, width: int) -> list[str]:

@@ -209,7 +209,7 @@ def test_saturated_ratings_a_constant_model_and_names_that_predict(tmp_path: Pat
     said_of(seen, "All 60 answers of same are rated 0.5")
     said_of(seen, "The names of the 3 models alone predict 94.4 %")
     said_of(seen, "Each of 180 ratings stands alone")
-    assert "strong: wins 91.7 % of 120, 60 answers" in as_text(seen)
+    assert "strong: wins 91.7 % of 120 (ties half), 60 answers" in as_text(seen)
 
 
 def test_settings_that_observations_name_exist() -> None:
@@ -464,6 +464,22 @@ def test_human_votes_as_an_analyst_sees_them(shared_data: Path) -> None:
     said_of(seen, "593 of 602 groups share their prompt", "107 prompts", "read.merge_prompts")
     said_of(seen, "48 of 602 comparisons have no better side")
     assert seen.format == "annotated"
+    shares: dict[str, list[float]] = {}
+    for row, group in ((rows[g.line - 1], g) for g in groups):
+        votes = [row[f"annotator{i}"] for i in (1, 2, 3)]
+        lead = np.sign(votes.count(1) - votes.count(2))
+        names = row["cmp_key"].split("_")
+        assert [response.model for response in group.responses] == names
+        for name, won in zip(names, (lead, -lead), strict=True):
+            shares.setdefault(name, []).append((won + 1) / 2)
+    assert len(shares) == 5
+    for name, won in shares.items():
+        found = seen.quality.models[name]
+        assert (found.num_compared, found.win_share) == (len(won), pytest.approx(np.mean(won)))
+    assert seen.quality.model_predicts is not None
+    text = " ".join(as_text(seen).split())
+    assert f"llama-7b: wins {100 * np.mean(shares['llama-7b']):.1f} %" in text
+    assert f"names alone predict {100 * seen.quality.model_predicts.value:.1f} %" in text
 
 
 def test_win_rates_of_nine_models_as_an_analyst_sees_them(shared_data: Path) -> None:
@@ -496,6 +512,49 @@ def test_win_rates_of_nine_models_as_an_analyst_sees_them(shared_data: Path) -> 
 
 
 # Converting.
+
+
+@pytest.mark.parametrize(
+    ("rows", "harden", "named"),
+    [
+        ("votes", False, ["--harden true", "--read.votes.target majority"]),
+        ("stated", False, ["--harden true"]),
+        ("tied", True, ["--read.votes.target majority"]),
+    ],
+)
+def test_soft_comparisons_alone_are_refused_for_trl_with_the_remedies(
+    rows: str, harden: bool, named: list[str], tmp_path: Path
+) -> None:
+    """Votes make comparisons that a majority would make certain; stated ones stand; of one vote
+    for each side and a tie none is the most probable."""
+    row: Row = {"prompt": "p", "responses": ["a", "b"]}
+    if rows == "stated":
+        row["comparisons"] = [{"better": 0, "worse": 1, "probability": 0.8}]
+    else:
+        choices = [0, 0, 1] if rows == "votes" else [0, 1, "tie"]
+        row["votes"] = [{"annotator": f"x{i}", "choice": c} for i, c in enumerate(choices)]
+    source = write_rows(tmp_path / "soft.jsonl", [row])
+    with pytest.raises(PalateError, match="nothing to write, since trl holds certain") as caught:
+        converted(tmp_path, source, to="trl", harden=harden)
+    said = str(caught.value).splitlines()[0]
+    remedies = ("--harden true", "--read.votes.target majority")
+    assert [remedy for remedy in remedies if remedy in said] == named
+
+
+def test_settings_of_votes_that_stand_beside_name_the_recount(tmp_path: Path) -> None:
+    """Canonical rows that were made of votes state their comparisons: what is stated stands."""
+    source = write_rows(tmp_path / "votes.jsonl", [votes_row(i, [1, 1, 0]) for i in range(3)])
+    made = converted(tmp_path, source).output
+    majority = ReadSettings(votes=VoteSettings(target="majority"))
+    message = r"read\.votes\.target majority has no effect: .* set read\.votes\.recount true"
+    with pytest.raises(PalateError, match=message):
+        read(made, majority)
+    with pytest.raises(PalateError, match=message):
+        inspect_sources(InspectConfig(data=[made], read=majority))
+    with pytest.raises(PalateError, match=message):
+        converted(tmp_path, made, "again.jsonl", read=majority)
+    recounted = ReadSettings(votes=VoteSettings(target="majority", recount=True))
+    assert {c.probability for g in read(made, recounted).groups for c in g.comparisons} == {1.0}
 
 
 def converted(

@@ -33,6 +33,8 @@ ONE_ANNOTATOR = rendered(2, [Comparison(0, 1)], [vote("a", 0, 1), vote("a", 0, 1
     [
         ({"label_smoothing": 0.5}, r"objective.label_smoothing is 0.5, must be in \[0, 0.5\)"),
         ({"label_smoothing": float("nan")}, r"objective.label_smoothing is nan"),
+        ({"kind": "log-exp"}, "none of bradley-terry, .*; log-exp is the Bradley-Terry loss"),
+        ({"kind": "elo"}, "objective.kind 'elo' is none of .*, regression$"),
         ({"centring": -1.0}, "objective.centring is -1.0"),
         ({"sum_to_zero": float("inf")}, "objective.sum_to_zero is inf"),
         ({"kind": "hinge", "hinge_margin": 0.0}, "objective.hinge_margin is 0.0, must be above 0"),

@@ -247,8 +247,8 @@ def _ranking_warnings(groups: Sequence[RenderedGroup]) -> tuple[str, ...]:
     if num_without:
         warnings.append(
             f"objective.kind plackett-luce: {num_without} of {len(found)} prompts with three"
-            " answers or more have no ranking (comparisons with soft labels, gaps or cycles); each of their"
-            " comparisons counts as a ranking of two"
+            " answers or more have no ranking (comparisons with soft labels, gaps or cycles); each"
+            " of their comparisons counts as a ranking of two"
         )
     if num_of_two:
         warnings.append(

@@ -534,3 +534,13 @@ def test_names_of_a_mixture_may_hold_settings_and_names_of_annotators_dots(tmp_p
     file.write_text(file.read_text().replace("weight: 2.0", "wieght: 2.0"))
     with pytest.raises(UsageError, match=r"sources\.shop\.wieght.*did you mean"):
         parse(parser_for("train", "", TrainConfig), TrainConfig, [str(file)])
+
+
+def test_the_name_that_other_trainers_give_the_loss_leads_to_ours(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--model", "m", "--data", "d", "--objective.kind"]
+    assert main(["train", *flags, "log-exp"]) == 2
+    assert "set objective.kind bradley-terry" in capsys.readouterr().err
+    assert main(["train", *flags, "elo"]) == 2
+    assert "log-exp" not in capsys.readouterr().err

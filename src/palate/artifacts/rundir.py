@@ -154,6 +154,15 @@ def without_folders(value: Any) -> Any:
     return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
 
 
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        found |= flat_settings(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
 def write_log(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """Write a training log, one JSON object a line, over what was there."""
     write_text(path, "".join(_log_line(entry) for entry in entries))

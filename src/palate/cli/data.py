@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 
 from palate.cli.parsing import parse, parser_for
-from palate.cli.verbs import Printed
+from palate.cli.printed import Printed
 from palate.pipeline.convert import ConvertConfig, convert
 from palate.pipeline.inspection.inspect import InspectConfig, inspect_sources
 from palate.pipeline.inspection.report import as_json, as_text

@@ -2,14 +2,13 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 from palate.cli.parsing import UsageError, parse, parser_for, unknown_key
+from palate.cli.printed import Printed
 from palate.evaluation.metrics import as_json
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.evaluate import EvaluateConfig, evaluate
-from palate.pipeline.fit import Interrupted
 from palate.pipeline.quickstart import QuickstartConfig, quickstart
 from palate.pipeline.score_file import ScoreConfig, score_file
 from palate.pipeline.train import TrainResult, train
@@ -17,16 +16,6 @@ from palate.report.card import shown
 from palate.scoring.scorer import Scorer, load
 from palate.statistics import Estimate
 from palate.text import plural
-
-__all__ = ["Interrupted", "Printed"]
-
-
-@dataclass(frozen=True)
-class Printed:
-    """What a verb leaves on stdout: text for people, or one JSON object."""
-
-    text: str
-    json: Mapping[str, Any]
 
 
 def _metrics_text(metrics: Mapping[str, Estimate]) -> str:

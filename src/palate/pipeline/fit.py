@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from palate.artifacts.rundir import LOG, run_name
+from palate.errors import Interrupted
 from palate.evaluation.metrics import Outcome, quick_metrics
 from palate.model.loading import Loaded
 from palate.model.lora import save_adapter
@@ -28,14 +29,6 @@ from palate.training.trainer import RewardTrainer
 
 logger = logging.getLogger(__name__)
 RewardsOf = Callable[[Sequence[RenderedGroup]], Sequence[np.ndarray]]
-
-
-class Interrupted(Exception):
-    """The run was stopped by a signal after writing a checkpoint."""
-
-    def __init__(self, message: str, signal: int) -> None:
-        super().__init__(message)
-        self.signal = signal
 
 
 @dataclass(frozen=True)

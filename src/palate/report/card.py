@@ -4,11 +4,13 @@ import json
 import math
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from palate.model.checkpoint import Sidecar
 from palate.statistics import Estimate
 from palate.text import plural
+
+if TYPE_CHECKING:  # imports torch, which listing runs has no need of
+    from palate.model.checkpoint import Sidecar
 
 SHOWN = (
     "accuracy",
@@ -97,7 +99,7 @@ def metric_table(metrics: Mapping[str, Estimate]) -> str:
 
 
 def model_card(
-    sidecar: Sidecar, results: Mapping[str, Mapping[str, Estimate]], facts: Mapping[str, Any]
+    sidecar: "Sidecar", results: Mapping[str, Mapping[str, Estimate]], facts: Mapping[str, Any]
 ) -> str:
     """README.md of the checkpoint: what it is, how good, how to load it with and without palate."""
     temperature = sidecar.temperature
@@ -157,7 +159,7 @@ The template writes all special tokens and ends at `{sidecar.end_of_turn}`.
 """
 
 
-def _without_palate(sidecar: Sidecar, facts: Mapping[str, Any]) -> str:
+def _without_palate(sidecar: "Sidecar", facts: Mapping[str, Any]) -> str:
     """How plain classes load it, or why they don't."""
     if sidecar.plain:
         return PLAIN_USE

@@ -26,7 +26,7 @@ from palate.pipeline.config import SplitSettings, TrainConfig
 from palate.pipeline.prepare import Prepared, prepare, read_sources, refuse_without_effect
 from palate.pipeline.train import train
 from palate.preferences import Message, VoteSettings, prompt_cluster
-from palate.preferences.settings import ReadSettings
+from palate.preferences.settings import ReadSettings, Source
 from palate.rendering import LengthSettings, RenderedGroup
 from palate.training.settings import TrainingSettings
 from tests.runs import (
@@ -120,6 +120,42 @@ def test_the_pooled_tokens_are_all_of_them_where_the_pooling_reads_all(tmp_path:
         ]
         assert int(found[1]) in lengths
     assert pooled_line(tmp_path, "last") == "pooled    '<|im_end|>' (id 2, pooling last)"
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_each_source_of_a_mixture_is_told_with_its_weight_and_prompts(
+    store: Any, tmp_path: Path
+) -> None:
+    """20 and 9 pairs, divided by prompt; a further validation set is no source of the mixture."""
+    files = {
+        name: write_rows(tmp_path / f"{name}.jsonl", pair_rows(count, first))
+        for name, count, first in (("shop", 20, 0), ("panel", 9, 50), ("extra", 3, 80))
+    }
+    sources = {
+        "shop": Source(path=files["shop"]),
+        "panel": Source(path=files["panel"], weight=2.5),
+    }
+    config = TrainConfig(
+        model=save_tiny(tmp_path / "body"),
+        sources=sources,
+        validation={"extra": files["extra"]},
+        split=SplitSettings(validation_share=0.2, test_share=0.2),
+        store=store,
+    )
+    summary = train(config, dry_run=True).summary
+    counted = {"train": 0, "validation": 0, "test": 0}
+    for name, weight, total in (("shop", "1", 20), ("panel", "2.5", 9)):
+        line = (
+            rf"data      {name}: {re.escape(files[name])}: format pairs, weight {weight}, {total}"
+        )
+        found = re.search(line + r" prompts \((.*)\)\n", summary)
+        assert found is not None
+        held = {part: int(n) for part, n in (item.split() for item in found[1].split(", "))}
+        assert sum(held.values()) == total
+        counted = {part: n + held.get(part, 0) for part, n in counted.items()}
+    train_, validation, test = counted.values()
+    assert f"parts     train {train_}, validation {validation}, extra 3, test {test} p" in summary
+    assert f"data      {files['extra']}: format pairs\n" in summary
 
 
 def rated_config(directory: Path, kind: Any) -> TrainConfig:

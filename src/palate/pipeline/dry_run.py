@@ -9,6 +9,7 @@ import torch
 from palate.model.reward_model import RewardModel
 from palate.objectives.objective import Objective
 from palate.pipeline.config import TrainConfig
+from palate.pipeline.data_lines import data_lines
 from palate.pipeline.prepare import Prepared
 from palate.rendering import RenderedGroup, Renderer
 from palate.rendering.store import token_counts
@@ -41,7 +42,7 @@ def describe_dry_run(
         f"model     {config.model}: {type(model.transformer).__name__},"
         f" {sum(p.numel() for p in model.parameters()):,} parameters, layout {model.layout},"
         f" pooling {model.pooling}, head {'warm start' if is_warm else 'new'}",
-        *(f"data      {source}: format {name}" for source, name in prepared.formats.items()),
+        *(f"data      {line}" for line in data_lines(config, prepared)),
         "rows      " + prepared.ledger.summary(prepared.num_rows).replace("\n", "\n          "),
         *([f"lost      {prepared.left_out}"] if prepared.left_out else []),
         f"parts     train {len(prepared.train)}"

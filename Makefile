@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test check lint types imports docs readme bench
+.PHONY: setup quickstart test matrix check lint types imports docs readme bench
 
 setup: .venv/ready
 
@@ -16,6 +16,9 @@ quickstart: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+matrix: setup
+	$(BIN)/python -m tests.test_matrix
 
 check: lint types imports docs readme
 

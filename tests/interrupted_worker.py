@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from palate.cli.parsing import parse, parser_for
+from palate.errors import Interrupted
 from palate.pipeline.config import TrainConfig
-from palate.pipeline.fit import Interrupted
 from palate.pipeline.train import train
 from palate.training.checkpoints import checkpoints
 

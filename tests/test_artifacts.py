@@ -249,7 +249,7 @@ def test_a_ledger_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     other = Ledger(num_rows_read=5)
     other.extend(ledger)
     assert (other.num_rows_read, other.num_rows_left_out) == (7, 1)
-    assert "damaged gzip  (first: b.jsonl:0)" in other.summary(6)
+    assert "damaged gzip  (first: b.jsonl)" in other.summary(6)
 
 
 def test_a_ledger_that_is_missing_or_damaged_is_refused_by_name_and_line(tmp_path: Path) -> None:
@@ -326,3 +326,21 @@ def test_a_directory_wins_over_a_hub_id_of_the_same_name(
     (tmp_path / "owner" / "name").mkdir(parents=True)
     assert not looks_like_hub_id("owner/name")
     assert model_directory("owner/name") == Path("owner/name")
+
+
+@pytest.mark.parametrize(
+    ("file", "where"),
+    [
+        ("a.jsonl", "a.jsonl:9"),
+        ("a.csv.gz", "a.csv.gz:9"),
+        ("a.json", "a.json, row 9"),
+        ("a.parquet", "a.parquet, row 9"),
+        ("owner/name", "owner/name, row 9"),
+    ],
+)
+def test_the_summary_counts_lines_where_there_are_lines_and_rows_elsewhere(
+    file: str, where: str
+) -> None:
+    ledger = Ledger(num_rows_read=1)
+    ledger.add(file, 9, "row", "malformed JSON")
+    assert f"(first: {where})" in ledger.summary(0)

@@ -442,7 +442,8 @@ def test_a_language_model_without_a_class_of_its_own_becomes_a_reward_model(
     assert again.score("question 3", "yes a") == result.scorer.score("question 3", "yes a")
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "library_name: palate" in card
-    assert "Only palate loads it" in card
+    assert "Only palate loads it: transformers has no sequence-classification class for" in card
+    assert "Pooling `last`, linear head" in card
     assert "AutoModelForSequenceClassification" not in card
 
 

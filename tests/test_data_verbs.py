@@ -1,8 +1,10 @@
 """`palate data inspect` says what is so; `palate data convert` keeps what people said."""
 
+import ast
 import gzip
 import json
 import os
+import re
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +21,10 @@ from hypothesis import strategies as st
 
 from palate.artifacts.ledger import Ledger
 from palate.cli.main import main
+from palate.cli.parsing import _keys as config_keys
+from palate.cli.parsing import parse, parser_for
 from palate.errors import PalateError
+from palate.pipeline.config import TrainConfig
 from palate.pipeline.convert import ConvertConfig, ConvertResult, convert
 from palate.pipeline.inspection import sample
 from palate.pipeline.inspection.inspect import (
@@ -104,7 +109,7 @@ def test_prompts_that_are_shared_or_go_on_from_others_are_counted(tmp_path: Path
     assert (facts.num_sharing, facts.largest_sharing, facts.num_extending) == (3, 3, 1)
     assert (facts.num_messages, facts.num_with_system) == ({1: 4, 2: 1, 3: 1}, 1)
     said_of(seen, "3 of 6 groups share their prompt", "read.merge_prompts")
-    said_of(seen, "1 prompts go on from the prompt of another group", "2 clusters of 4 prompts")
+    said_of(seen, "1 prompt goes on from the prompt of another group", "(2 clusters of 4 prompts")
     merged = inspected(tmp_path, rows, read=ReadSettings(merge_prompts=True))
     assert (merged.num_groups, merged.num_rows_in_groups) == (4, 6)
     assert not any("merge_prompts" in sentence for sentence in observations(merged))
@@ -204,7 +209,48 @@ def test_saturated_ratings_a_constant_model_and_names_that_predict(tmp_path: Pat
     said_of(seen, "All 60 answers of same are rated 0.5")
     said_of(seen, "The names of the 3 models alone predict 94.4 %")
     said_of(seen, "Each of 180 ratings stands alone")
-    assert "strong: wins 91.7 % of 120, 60 answers" in as_text(seen)
+    assert "strong: wins 91.7 % of 120 (ties half), 60 answers" in as_text(seen)
+
+
+def test_settings_that_observations_name_exist() -> None:
+    """Every setting of their texts is a key that `palate train` knows, and a kind that they name is
+    one that it takes."""
+    texts = [
+        node.value
+        for node in ast.walk(ast.parse(Path(observations.__code__.co_filename).read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    pattern = r"\b((?:read|objective|training|lengths|split|body)\.[a-z_.]*[a-z])(?: ([a-z-]+))?"
+    named = [found for text in texts for found in re.findall(pattern, text)]
+    assert {"read.merge_prompts", "read.votes.min_gap", "objective.kind"} <= {k for k, _ in named}
+    parser = parser_for("train", "", TrainConfig)
+    for key, value in named:
+        given = {"model": "m", "data": "d", **({key: value} if key == "objective.kind" else {})}
+        parse(parser, TrainConfig, [part for k, v in given.items() for part in (f"--{k}", v)])
+        assert key in config_keys(TrainConfig), key
+
+
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    """One group of three answers, two of them the same, ranked by one person."""
+    same = [{"text": text} for text in ("a", "b", "a")]
+    ranked = [{"annotator": "x", "ranking": [0, 1, 2]}]
+    rows = [{"prompt": "p", "responses": same, "votes": ranked}]
+    seen = inspected(tmp_path, rows)
+    said_of(seen, "In 1 group two answers have the same text")
+    said_of(seen, "There is 1 vote by 1 annotator;")
+    assert "1 group, 1 different prompt in 1 prompt cluster" in as_text(seen)
+
+
+def test_inspect_and_the_documents_say_the_same_of_saturated_ratings(tmp_path: Path) -> None:
+    """Fifty of a hundred ratings are the highest."""
+    rows = [{"prompt": f"p{i}", "responses": ["a", "b"], "ratings": [5, i / 50]} for i in range(50)]
+    told = said_of(inspected(tmp_path, rows), "Ratings are saturated", "of the highest, 5")
+    same = (
+        "`min_gap` leaves out comparisons of nearly equal ratings, and does not mend the saturation"
+    )
+    assert same.replace("`min_gap`", "read.votes.min_gap") in told
+    documents = Path(__file__).parents[1] / "docs" / "data.md"
+    assert same in " ".join(documents.read_text(encoding="utf-8").split())
 
 
 def test_names_of_models_are_tested_on_prompts_they_were_not_fitted_on(tmp_path: Path) -> None:
@@ -245,7 +291,7 @@ def test_damage_of_the_file_is_said(tmp_path: Path) -> None:
         gzip.compress(b"".join(json.dumps(pair(i)).encode() + b"\n" for i in range(900)))[:-200]
     )
     seen = inspect_source(str(path), InspectConfig(data=[str(path)]))
-    said_of(seen, "The file is damaged in 1 place(s): cut or damaged after this line")
+    said_of(seen, "The file is damaged in 1 place: cut or damaged after this line")
 
 
 def test_a_sample_of_whole_clusters_is_kept_of_more_than_fits(
@@ -407,7 +453,8 @@ def test_human_votes_as_an_analyst_sees_them(shared_data: Path) -> None:
     assert seen.votes.num_ties == counts[0] == 179
     said_of(seen, "1806 votes by 3 annotators", "3 in 602")
     said_of(seen, "agree in 93.1 %", "41.7 % would by chance")
-    said_of(seen, "179 votes (9.9 %) are ties")
+    advice = said_of(seen, "179 votes (9.9 %) are ties")
+    assert advice.endswith("; objective.kind davidson or objective.kind rao-kupper models ties.")
     num_empty = sum(not row["input"] for row in rows)
     said_of(seen, f"Field 'input' is empty in {num_empty} of 637 rows (16.5 %)")
     said_of(seen, "Field 'response1' is not of one type: text in 633, boolean in 4 rows")
@@ -417,6 +464,22 @@ def test_human_votes_as_an_analyst_sees_them(shared_data: Path) -> None:
     said_of(seen, "593 of 602 groups share their prompt", "107 prompts", "read.merge_prompts")
     said_of(seen, "48 of 602 comparisons have no better side")
     assert seen.format == "annotated"
+    shares: dict[str, list[float]] = {}
+    for row, group in ((rows[g.line - 1], g) for g in groups):
+        votes = [row[f"annotator{i}"] for i in (1, 2, 3)]
+        lead = np.sign(votes.count(1) - votes.count(2))
+        names = row["cmp_key"].split("_")
+        assert [response.model for response in group.responses] == names
+        for name, won in zip(names, (lead, -lead), strict=True):
+            shares.setdefault(name, []).append((won + 1) / 2)
+    assert len(shares) == 5
+    for name, won in shares.items():
+        found = seen.quality.models[name]
+        assert (found.num_compared, found.win_share) == (len(won), pytest.approx(np.mean(won)))
+    assert seen.quality.model_predicts is not None
+    text = " ".join(as_text(seen).split())
+    assert f"llama-7b: wins {100 * np.mean(shares['llama-7b']):.1f} %" in text
+    assert f"names alone predict {100 * seen.quality.model_predicts.value:.1f} %" in text
 
 
 def test_win_rates_of_nine_models_as_an_analyst_sees_them(shared_data: Path) -> None:
@@ -449,6 +512,49 @@ def test_win_rates_of_nine_models_as_an_analyst_sees_them(shared_data: Path) -> 
 
 
 # Converting.
+
+
+@pytest.mark.parametrize(
+    ("rows", "harden", "named"),
+    [
+        ("votes", False, ["--harden true", "--read.votes.target majority"]),
+        ("stated", False, ["--harden true"]),
+        ("tied", True, ["--read.votes.target majority"]),
+    ],
+)
+def test_soft_comparisons_alone_are_refused_for_trl_with_the_remedies(
+    rows: str, harden: bool, named: list[str], tmp_path: Path
+) -> None:
+    """Votes make comparisons that a majority would make certain; stated ones stand; of one vote
+    for each side and a tie none is the most probable."""
+    row: Row = {"prompt": "p", "responses": ["a", "b"]}
+    if rows == "stated":
+        row["comparisons"] = [{"better": 0, "worse": 1, "probability": 0.8}]
+    else:
+        choices = [0, 0, 1] if rows == "votes" else [0, 1, "tie"]
+        row["votes"] = [{"annotator": f"x{i}", "choice": c} for i, c in enumerate(choices)]
+    source = write_rows(tmp_path / "soft.jsonl", [row])
+    with pytest.raises(PalateError, match="nothing to write, since trl holds certain") as caught:
+        converted(tmp_path, source, to="trl", harden=harden)
+    said = str(caught.value).splitlines()[0]
+    remedies = ("--harden true", "--read.votes.target majority")
+    assert [remedy for remedy in remedies if remedy in said] == named
+
+
+def test_settings_of_votes_that_stand_beside_name_the_recount(tmp_path: Path) -> None:
+    """Canonical rows that were made of votes state their comparisons: what is stated stands."""
+    source = write_rows(tmp_path / "votes.jsonl", [votes_row(i, [1, 1, 0]) for i in range(3)])
+    made = converted(tmp_path, source).output
+    majority = ReadSettings(votes=VoteSettings(target="majority"))
+    message = r"read\.votes\.target majority has no effect: .* set read\.votes\.recount true"
+    with pytest.raises(PalateError, match=message):
+        read(made, majority)
+    with pytest.raises(PalateError, match=message):
+        inspect_sources(InspectConfig(data=[made], read=majority))
+    with pytest.raises(PalateError, match=message):
+        converted(tmp_path, made, "again.jsonl", read=majority)
+    recounted = ReadSettings(votes=VoteSettings(target="majority", recount=True))
+    assert {c.probability for g in read(made, recounted).groups for c in g.comparisons} == {1.0}
 
 
 def converted(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import palate
 from palate.errors import PalateError
 from palate.evaluation.blind import fit_prompt_blind
-from palate.evaluation.calibration import fit_temperature
+from palate.evaluation.calibration import fit_temperature, is_at_bound
 from palate.evaluation.metrics import (
     Outcome,
     evaluate_outcomes,
@@ -355,6 +355,18 @@ def test_temperature_takes_ties_as_half_or_drops_them() -> None:
     outcomes = [outcome("p", [2, 0], [Comparison(0, 1, tie=0.5)])]
     assert fit_temperature(outcomes, "half") == pytest.approx(2 / math.log(3), rel=1e-4)
     assert fit_temperature(outcomes, "drop") < 0.1
+
+
+@pytest.mark.parametrize(("margin", "upper"), [(2.0, False), (-2.0, True)])
+def test_a_fit_without_an_optimum_within_its_bounds_is_known(margin: float, upper: bool) -> None:
+    """Sure labels that all agree with the margins are best at T = 0, those that all contradict them
+    at T without end; with one in four the other way round T is 2 / ln 3."""
+    outcomes = [outcome(f"p{i}", [margin, 0], [Comparison(0, 1)]) for i in range(4)]
+    found = fit_temperature(outcomes)
+    assert is_at_bound(found)
+    assert found == pytest.approx(math.exp(5 if upper else -5), rel=1e-3)
+    mixed = [outcome("p", [-2, 0], [(0, 1)]), *(outcome(f"q{i}", [2, 0], [(0, 1)]) for i in "abc")]
+    assert not is_at_bound(fit_temperature(mixed))
 
 
 def test_the_temperature_lowers_the_loss_and_changes_no_ranking() -> None:

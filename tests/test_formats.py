@@ -973,3 +973,24 @@ def test_the_example_of_a_table_needs_its_columns_named() -> None:
     reading = read(path, ReadSettings(columns=columns, votes=TIES))
     assert [g.comparisons[0].better for g in reading.groups] == [0, 1, 0]
     assert reading.groups[2].comparisons[0].tie == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "models"),
+    [
+        ("bloom-7b_opt-7b", ["bloom-7b", "opt-7b"]),
+        ("my_model_opt", [None, None]),
+        ("opt_", [None, None]),
+        ("opt", [None, None]),
+        (7, [None, None]),
+        (None, [None, None]),
+    ],
+)
+def test_the_models_of_pandalm_are_those_that_its_key_names_for_sure(
+    key: Any, models: list[str | None], tmp_path: Path
+) -> None:
+    """Where a name may hold the underscore between them nobody knows where the first one ends."""
+    row = {"instruction": "q", "response1": "a", "response2": "b", "annotator1": 1, "cmp_key": key}
+    (group,) = read_rows(tmp_path, [row]).groups
+    assert [response.model for response in group.responses] == models
+    assert group.meta.get("cmp_key") == key

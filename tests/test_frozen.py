@@ -760,6 +760,57 @@ def test_what_has_no_effect_is_refused(
         train(load_tiny(tmp_path, **body).model, tmp_path, groups, {"v": groups}, **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "body", "by"),
+    [
+        ({"learning_rate": 0.1}, {}, "L-BFGS;"),
+        ({"report_to": ("tensorboard",)}, {}, "L-BFGS or AdamW"),
+        ({"schedule": "cosine"}, {"head": "mlp"}, "AdamW"),
+    ],
+    ids=str,
+)
+def test_what_has_no_effect_is_refused_before_anything_is_written(
+    tmp_path: Path, settings: dict[str, Any], body: dict[str, Any], by: str
+) -> None:
+    """In a dry run as in a run, and where the configuration decides in it alone."""
+
+    def config() -> TrainConfig:
+        training = TrainingSettings(method="frozen", **settings)
+        return quick_config(tmp_path, training=training, body=BodySettings(**body))
+
+    message = f"training.{next(iter(settings))} .* has no effect .* trained by {by}"
+    if "learning_rate" not in settings:
+        with pytest.raises(PalateError, match=message):
+            config()
+    for dry_run in (True, False):
+        with pytest.raises(PalateError, match=message):
+            palate.train(config(), dry_run=dry_run)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "setting"),
+    [
+        ({"head": "linear"}, "bradley-terry", {"learning_rate": 0.1}),
+        ({}, "hinge", {"head_l2": 0.1}),
+        ({"head": "mlp"}, "bradley-terry", {"head_l2": 0.1}),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_names_its_head_is_refused_by_itself(
+    body: dict[str, Any], kind: Any, setting: dict[str, Any]
+) -> None:
+    training = TrainingSettings(method="frozen", **setting)
+    with pytest.raises(PalateError, match=f"training.{next(iter(setting))} 0.1 has no effect"):
+        TrainConfig(
+            model="m",
+            data="d",
+            body=BodySettings(**body),
+            objective=ObjectiveSettings(kind=kind),
+            training=training,
+        )
+
+
 def test_dropout_is_refused() -> None:
     frozen = TrainingSettings(method="frozen")
     with pytest.raises(PalateError, match=r"body.dropout has no effect with training.method froz"):

@@ -21,6 +21,7 @@ from tests.objective_cases import CASES, GROUPS, WITH_MARGINS, rendered, vote
 
 PAIR = rendered(2, [Comparison(0, 1)])
 RANKED = rendered(4, [Comparison(a, b) for a in range(4) for b in range(a + 1, 4)])
+TWO_OF_THREE = rendered(3, [Comparison(0, 1), Comparison(1, 2)], [vote("a", 0, 1), vote("b", 1, 2)])
 TIE = Comparison(0, 1, 0.5, tie=1.0)
 TIED = rendered(2, [TIE])
 TWO_ANNOTATORS = rendered(2, [Comparison(0, 1)], [vote("a", 0, 1), vote("b", 0, 1)])
@@ -32,6 +33,8 @@ ONE_ANNOTATOR = rendered(2, [Comparison(0, 1)], [vote("a", 0, 1), vote("a", 0, 1
     [
         ({"label_smoothing": 0.5}, r"objective.label_smoothing is 0.5, must be in \[0, 0.5\)"),
         ({"label_smoothing": float("nan")}, r"objective.label_smoothing is nan"),
+        ({"kind": "log-exp"}, "none of bradley-terry, .*; log-exp is the Bradley-Terry loss"),
+        ({"kind": "elo"}, "objective.kind 'elo' is none of .*, regression$"),
         ({"centring": -1.0}, "objective.centring is -1.0"),
         ({"sum_to_zero": float("inf")}, "objective.sum_to_zero is inf"),
         ({"kind": "hinge", "hinge_margin": 0.0}, "objective.hinge_margin is 0.0, must be above 0"),
@@ -72,6 +75,11 @@ def test_how_votes_are_counted_does_not_reach_losses_that_read_them(
         ({"kind": "rao-kupper"}, [PAIR], "rao-kupper needs tie votes, .* bradley-terry"),
         ({"kind": "rao-kupper"}, [TIED], "every vote of the training data is a tie"),
         ({"kind": "plackett-luce"}, [PAIR, TIED], "needs rankings .* use objective.kind bradley"),
+        (
+            {"kind": "plackett-luce"},
+            [PAIR, TWO_OF_THREE],
+            "rankings of three answers or more, and the training data have only 2 rankings of two;",
+        ),
         ({"kind": "plackett-luce", "top_k": 3}, [RANKED], "top_k 3 has no effect: no ranking"),
         ({"kind": "regression"}, [PAIR], "needs ratings, and no training response has one"),
         (
@@ -99,7 +107,7 @@ def test_scales_of_votes_that_only_stand_beside_are_refused_with_the_remedy() ->
     votes = [vote("a", 0, 1), vote("b", 0, 1)]
     beside = rendered(2, [Comparison(1, 0)], votes, stated=True)
     settings = ObjectiveSettings(annotators="scaled")
-    with pytest.raises(PalateError, match=r"have 0; 1 prompts have votes beside .*recount"):
+    with pytest.raises(PalateError, match=r"have 0; 1 prompt with votes beside .*recount"):
         Objective(settings, [beside])
     counted = rendered(2, [Comparison(0, 1)], votes)
     objective = Objective(settings, [counted, beside])
@@ -185,6 +193,8 @@ def test_the_first_two_of_four_places_are_less_than_all() -> None:
 def test_warnings_say_what_counts_otherwise_or_not() -> None:
     ranked = Objective(ObjectiveSettings(kind="plackett-luce"), GROUPS).warnings
     assert len(ranked) == 1 and "1 of 3 prompts with three answers or more have no" in ranked[0]
+    mixed = Objective(ObjectiveSettings(kind="plackett-luce"), [RANKED, TWO_OF_THREE]).warnings
+    assert len(mixed) == 1 and "2 of 3 rankings of prompts with three" in mixed[0]
     rated = Objective(ObjectiveSettings(kind="regression"), GROUPS).warnings
     assert rated[0] == ASSUMPTIONS and "2 of 5 prompts have no rating" in rated[1]
     scaled = Objective(ObjectiveSettings(annotators="scaled"), GROUPS).warnings

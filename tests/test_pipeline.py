@@ -20,11 +20,13 @@ import palate
 from palate.cli.main import main
 from palate.errors import PalateError
 from palate.model.settings import BodySettings
+from palate.objectives import ObjectiveSettings
+from palate.objectives.regression import ASSUMPTIONS
 from palate.pipeline.config import SplitSettings, TrainConfig
 from palate.pipeline.prepare import Prepared, prepare, read_sources, refuse_without_effect
 from palate.pipeline.train import train
 from palate.preferences import Message, VoteSettings, prompt_cluster
-from palate.preferences.settings import ReadSettings
+from palate.preferences.settings import ReadSettings, Source
 from palate.rendering import LengthSettings, RenderedGroup
 from palate.training.settings import TrainingSettings
 from tests.runs import (
@@ -86,7 +88,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
     assert "114 an epoch row by row; 64 in layout tree" in printed
     assert "longest answer with prompt 31" in printed
     assert (
-        "objective bradley-terry, 6 steps of 1 prompts, learning rate 0.0001, of the head 0.001"
+        "objective bradley-terry, 6 steps of 1 prompt, learning rate 0.0001, of the head 0.001"
         in printed
     )
     example = "<|im_start|>user\nBirds<|im_end|>\n<|im_start|>assistant\nfly<|im_end|>"
@@ -94,6 +96,125 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
     assert "pooled    '<|im_end|>' (id 2, pooling last)" in printed
     assert re.search(r"first loss 0\.6931 on 2 prompts", printed)
     assert math.log(2) == pytest.approx(0.6931, abs=1e-4)
+
+
+def pooled_line(directory: Path, pooling: Any) -> str:
+    config = quick_config(directory, body=BodySettings(pooling=pooling))
+    return next(
+        line
+        for line in train(config, dry_run=True).summary.splitlines()
+        if line.startswith("pooled ")
+    )
+
+
+def test_the_pooled_tokens_are_all_of_them_where_the_pooling_reads_all(tmp_path: Path) -> None:
+    """One token a byte and 20 of the template, as above; which answer is shown, a split decides."""
+    for pooling in ("mean", "attention"):
+        found = re.fullmatch(
+            rf"pooled    all (\d+) tokens \(pooling {pooling}\)", pooled_line(tmp_path, pooling)
+        )
+        assert found is not None
+        lengths = [
+            len(row["prompt"]) + len(row["chosen"]) + 20
+            for row in map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines())
+        ]
+        assert int(found[1]) in lengths
+    assert pooled_line(tmp_path, "last") == "pooled    '<|im_end|>' (id 2, pooling last)"
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_each_source_of_a_mixture_is_told_with_its_weight_and_prompts(
+    store: Any, tmp_path: Path
+) -> None:
+    """20 and 9 pairs, divided by prompt; a further validation set is no source of the mixture."""
+    files = {
+        name: write_rows(tmp_path / f"{name}.jsonl", pair_rows(count, first))
+        for name, count, first in (("shop", 20, 0), ("panel", 9, 50), ("extra", 3, 80))
+    }
+    sources = {
+        "shop": Source(path=files["shop"]),
+        "panel": Source(path=files["panel"], weight=2.5),
+    }
+    config = TrainConfig(
+        model=save_tiny(tmp_path / "body"),
+        sources=sources,
+        validation={"extra": files["extra"]},
+        split=SplitSettings(validation_share=0.2, test_share=0.2),
+        store=store,
+    )
+    summary = train(config, dry_run=True).summary
+    counted = {"train": 0, "validation": 0, "test": 0}
+    for name, weight, total in (("shop", "1", 20), ("panel", "2.5", 9)):
+        line = (
+            rf"data      {name}: {re.escape(files[name])}: format pairs, weight {weight}, {total}"
+        )
+        found = re.search(line + r" prompts \((.*)\)\n", summary)
+        assert found is not None
+        held = {part: int(n) for part, n in (item.split() for item in found[1].split(", "))}
+        assert sum(held.values()) == total
+        counted = {part: n + held.get(part, 0) for part, n in counted.items()}
+    train_, validation, test = counted.values()
+    assert f"parts     train {train_}, validation {validation}, extra 3, test {test} p" in summary
+    assert f"data      {files['extra']}: format pairs\n" in summary
+
+
+def rated_config(directory: Path, kind: Any) -> TrainConfig:
+    """Ratings, and votes of which a few are ties."""
+    rows = [
+        {"prompt": f"question {i}", "responses": ["yes", "no"], "ratings": [5, i % 4]}
+        if kind == "regression"
+        else {
+            "prompt": f"question {i}",
+            "responses": ["yes", "no"],
+            "votes": [{"choice": "tie" if i % 4 == 0 else 0}],
+        }
+        for i in range(24)
+    ]
+    return quick_config(
+        directory,
+        model=save_tiny(directory / "body"),
+        data=write_rows(directory / "rows.jsonl", rows),
+        objective=ObjectiveSettings(kind=kind),
+        training=quick_training(epochs=1),
+    )
+
+
+def test_warnings_of_the_objective_come_once_in_a_dry_run_and_in_a_run(tmp_path: Path) -> None:
+    config = rated_config(tmp_path, "regression")
+    for dry_run in (True, False):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(config, dry_run=dry_run)
+        assert [str(w.message) for w in caught].count(ASSUMPTIONS) == 1
+
+
+def test_what_the_objective_learned_stands_among_the_results(tmp_path: Path) -> None:
+    """The width of ties is near its start, which fits the share of ties, and on the card too."""
+    train(rated_config(tmp_path, "davidson"))
+    learned = metrics_of(tmp_path / "run")["learned"]
+    assert set(learned) == {"tie width", "probability of a tie at equal rewards"}
+    assert 0 < learned["probability of a tie at equal rewards"] < 1
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"tie width {learned['tie width']}" in card
+
+
+def test_a_temperature_at_the_bound_of_its_fit_is_told(tmp_path: Path) -> None:
+    """Training and validation labels are opposite to each other: no temperature is large enough."""
+    rows = pair_rows(24)
+    turned = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} for r in pair_rows(8, 100)]
+    config = quick_config(
+        tmp_path,
+        data=write_rows(tmp_path / "rows.jsonl", rows),
+        model=save_tiny(tmp_path / "body"),
+        validation={"turned": write_rows(tmp_path / "turned.jsonl", turned)},
+        split=NO_SPLIT,
+        training=quick_training(learning_rate=1e-2, epochs=1),
+    )
+    with pytest.warns(
+        UserWarning, match=r"temperature 148\.\d+ is a bound .* 8 prompts of the turned"
+    ):
+        train(config)
+    assert sidecar_of(tmp_path / "run")["temperature"]["at_bound"] is True
 
 
 def test_a_finished_run_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -133,13 +254,21 @@ def test_an_unfinished_run_with_another_configuration_is_refused_naming_the_key(
     assert "--output" in message
 
 
-def test_a_run_that_was_refused_before_it_trained_may_be_corrected(tmp_path: Path) -> None:
+def test_a_run_that_failed_before_it_trained_may_be_corrected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its directory holds no checkpoint, so there is nothing that another setting could spoil."""
-    frozen = TrainingSettings(method="frozen", features_cache=str(tmp_path / "features"))
-    config = quick_config(tmp_path, training=replace(frozen, epochs=3))
-    with pytest.raises(PalateError, match=r"training\.epochs 3 has no effect"):
-        train(config)
-    assert train(replace(config, training=frozen)).metrics
+
+    def failing(*_: Any) -> None:
+        raise PalateError("no memory")
+
+    config = quick_config(tmp_path, training=quick_training(epochs=3))
+    with monkeypatch.context() as patch:
+        patch.setattr("palate.pipeline.train.fit", failing)
+        with pytest.raises(PalateError, match="no memory"):
+            train(config)
+    assert (tmp_path / "run" / "run.json").exists()
+    assert train(replace(config, training=quick_training(epochs=1))).metrics
 
 
 def test_an_unfinished_run_on_data_that_changed_is_refused_naming_the_file(

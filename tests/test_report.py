@@ -70,6 +70,9 @@ def facts(**changes: Any) -> dict[str, Any]:
         "objective": "davidson",
         "method": "lora",
         "learned": {"tie width": 0.81},
+        "body": "cohere",
+        "head": "linear",
+        "has_class": True,
         **changes,
     }
 
@@ -196,6 +199,43 @@ def test_the_card_holds_the_numbers_of_the_measured_part() -> None:
         assert told in card
     assert "validation part (97 prompts)" in card
     assert "answers over\n200 tokens: leave_out" in card
+
+
+@pytest.mark.parametrize(
+    ("pooling", "told", "reason"),
+    [
+        ("last", {"has_class": False}, "transformers has no sequence-classification class for coh"),
+        ("mean", {}, "class of cohere has no place for its linear head on pooling `mean`."),
+        (
+            "last",
+            {"head": "mlp"},
+            "class of cohere has no place for its mlp head on pooling `last`",
+        ),
+    ],
+)
+def test_the_card_says_why_only_palate_loads_a_model(
+    pooling: str, told: dict[str, Any], reason: str
+) -> None:
+    ours = sidecar(pooling=pooling, head_name="reward_head", plain=False)
+    card = model_card(ours, {"test": METRICS}, facts(**told))
+    assert reason in card
+    assert ("has no place for" in card) == told.get("has_class", True)
+    assert "The head is in `reward_head.safetensors`." in card
+
+
+@pytest.mark.parametrize("temperature", [math.exp(5), math.exp(-5)])
+def test_a_temperature_at_the_bound_of_its_fit_is_no_calibration(temperature: float) -> None:
+    fitted = {"value": temperature, "at_bound": True, "part": "validation", "num_prompts": 3}
+    bounded = sidecar(temperature=fitted)
+    for text in (
+        model_card(bounded, {"test": METRICS}, facts()),
+        Page(html_report(bounded, {"test": METRICS}, facts(), HISTORY)).text,
+    ):
+        told = " ".join(text.split())
+        assert f"The temperature {temperature:.3f} is a bound of its fit" in told
+        assert "on 3 prompts of the validation part" in told
+        assert "margins are not calibrated" in told
+    assert "not calibrated" not in model_card(sidecar(), {"test": METRICS}, facts())
 
 
 @pytest.mark.parametrize("part", ["test", "validation", "mine"])

@@ -4,6 +4,8 @@ import contextlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -460,3 +462,18 @@ def test_the_difference_on_the_command_line(
 def test_paths_are_shortened_to_what_says_something() -> None:
     given = {"/data/x/votes.jsonl": ["/models/small/model", "org/large", "runs/a"]}
     assert without_folders(given) == {"votes.jsonl": ["small/model", "org/large", "runs/a"]}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["runs", "--help"], ["runs", "diff", "--help"], ["runs", "."]]
+)
+def test_listing_runs_imports_nothing_that_trains(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from palate.cli.main import main\n"
+        f"main({arguments!r})\n"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,4 +1,4 @@
-"""The one error that palate raises for what a person can put right."""
+"""The one error that palate raises for what a person can put right, and how a run is stopped."""
 
 
 class PalateError(ValueError):
@@ -14,3 +14,11 @@ class PalateError(ValueError):
 
 class SourceError(PalateError):
     """What one row shows and holds for its whole source: no row of it can be read as asked."""
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal after writing a checkpoint."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -38,6 +38,14 @@ class LedgerEntry:
     row_id: str | None = None
 
 
+def place(file: str, line: int) -> str:
+    """Where an entry's row stands: `FILE:LINE` of files with lines, `FILE, row N` of others."""
+    if not line:
+        return file
+    has_lines = file.removesuffix(".gz").endswith((".jsonl", ".csv"))
+    return f"{file}:{line}" if has_lines else f"{file}, row {line}"
+
+
 def _as_line(entry: LedgerEntry) -> bytes:
     return (json.dumps(asdict(entry), ensure_ascii=True) + "\n").encode()
 
@@ -158,7 +166,7 @@ class Ledger:
             f" + {self.num_rows_left_out} in the ledger"
         ]
         for reason, count in self.by_reason().items():
-            where = f"{self.first[reason].file}:{self.first[reason].line}"
+            where = place(self.first[reason].file, self.first[reason].line)
             lines.append(f"  {count:>7}  {reason}  (first: {where})")
         return "\n".join(lines)
 

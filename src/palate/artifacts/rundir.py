@@ -31,7 +31,7 @@ FILES = {
     "adapter/": "LoRA adapters beside the merged model, where the configuration keeps them",
     "report.html": "the results as a page for a browser",
     METRICS: "results on each held-out part, each metric with its 95 % interval and n; temperature;"
-    " written last",
+    " what the objective learned beside the rewards; written last",
     "tensorboard/": "event files, with `training.report_to: [tensorboard]`",
     "wandb/": "W&B's files, with `training.report_to: [wandb]`",
 }
@@ -152,6 +152,15 @@ def without_folders(value: Any) -> Any:
     path = Path(value)
     # Runs and wheels keep their weights in a folder called model, which says nothing.
     return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name
+
+
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        found |= flat_settings(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
 
 
 def write_log(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:

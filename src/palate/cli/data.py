@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Sequence
 
 from palate.cli.parsing import parse, parser_for
-from palate.cli.verbs import Printed
+from palate.cli.printed import Printed
 from palate.pipeline.convert import ConvertConfig, convert
 from palate.pipeline.inspection.inspect import InspectConfig, inspect_sources
 from palate.pipeline.inspection.report import as_json, as_text
+from palate.text import plural
 
 MAX_WIDTH = 110
 _WITHOUT_VALUE = ("--json", "--help", "-h")
@@ -55,7 +56,8 @@ def run_data_convert(arguments: list[str]) -> Printed:
     )
     text = (
         f"format {formats}\n{result.ledger.summary(result.num_rows_kept)}\n"
-        f"{result.num_written} rows of {result.num_groups} groups written to {result.output}"
+        f"{plural(result.num_written, 'row')} of {plural(result.num_groups, 'group')} written to"
+        f" {result.output}"
         f"{as_text_note}\nledger  {config.ledger}"
     )
     values = {

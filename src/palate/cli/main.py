@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from palate.errors import PalateError
+from palate.cli.printed import Printed
+from palate.errors import Interrupted, PalateError
 
 VERBS = {
     "quickstart": "train on the starter set, measure, score and rank a few answers",
@@ -31,7 +32,8 @@ MODULES = {
     "runs": "palate.cli.runs",
     "tune": "palate.cli.tune",
 }
-"""Modules of the verbs that are not in `palate.cli.verbs`, by their first word."""
+"""Modules of the verbs that are not in `palate.cli.verbs`, by their first word. Only the verb's own
+is imported: those that train take seconds."""
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -61,15 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(verb: str, arguments: list[str]) -> int:
-    from palate.cli import verbs
     from palate.cli.parsing import UsageError
 
-    noun = verb.split()[0]
-    module = import_module(MODULES[noun]) if noun in MODULES else verbs
-    run: Callable[[list[str]], verbs.Printed] = getattr(module, f"run_{verb.replace(' ', '_')}")
+    module = import_module(MODULES.get(verb.split()[0], "palate.cli.verbs"))
+    run: Callable[[list[str]], Printed] = getattr(module, f"run_{verb.replace(' ', '_')}")
     # Libraries print to stdout as they like; with --json it holds one object and nothing else.
-    asks_for_help = "--help" in arguments or "-h" in arguments
-    stdout = sys.stdout if asks_for_help else sys.stderr
+    asks_to_print = any(a.startswith(("--help", "--print_config")) or a == "-h" for a in arguments)
+    stdout = sys.stdout if asks_to_print else sys.stderr
     try:
         with contextlib.redirect_stdout(stdout):
             printed = run(arguments)
@@ -86,7 +86,7 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_ERROR
-    except verbs.Interrupted as stopped:
+    except Interrupted as stopped:
         print(f"palate {verb}: {stopped}", file=sys.stderr)
         return 128 + stopped.signal
     finally:

@@ -174,4 +174,10 @@ def _explain(message: str, known: Sequence[str]) -> str:
     required = re.search(r"arguments are required: ([\w., ]+)", message)
     if required:
         return f"missing: {required[1]}; give it in the YAML file or as a flag"
-    return re.sub(r"\s+", " ", message).strip()
+    said = re.sub(r"\s+", " ", message).strip()
+    value = re.search(r'key "objective\.kind": .*Got value: (\S+)', said)
+    if value is None:
+        return said
+    from palate.objectives.settings import OTHER_NAMES  # imports torch, which takes seconds
+
+    return f"{said}. {OTHER_NAMES[value[1]]}" if value[1] in OTHER_NAMES else said

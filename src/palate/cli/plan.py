@@ -1,7 +1,7 @@
 """`palate plan`: tokens, FLOPs, memory and time of a run, before it."""
 
 from palate.cli.parsing import parse, parser_for
-from palate.cli.verbs import Printed
+from palate.cli.printed import Printed
 from palate.model.memory import Arithmetic, Memory
 from palate.pipeline.plan import Expected, PlanResult, answers_per_prompt, plan
 from palate.pipeline.plan_config import PlanConfig

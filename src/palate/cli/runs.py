@@ -7,12 +7,11 @@ from typing import Any
 
 from palate.artifacts.rundir import without_folders
 from palate.cli.parsing import UsageError, unknown_key
-from palate.cli.verbs import Printed
-from palate.evaluation.metrics import as_json
+from palate.cli.printed import Printed
 from palate.pipeline.run_diff import RunDifference, Sides, diff_runs
 from palate.pipeline.runs import Run, list_runs
 from palate.report.card import shown
-from palate.statistics import Estimate
+from palate.statistics import Estimate, as_json
 
 NUM_HASH_DIGITS = 8
 COLUMNS = ("run", "state", "model", "data", "prompts", "accuracy", "loss", "measured on", "started")

@@ -3,7 +3,7 @@
 import math
 
 from palate.cli.parsing import parse, parser_for
-from palate.cli.verbs import Printed
+from palate.cli.printed import Printed
 from palate.pipeline.tune import TuneConfig, TuneResult, as_values, tune
 from palate.training.learning_rate import RateTest
 from palate.training.noise_scale import MIN_STEPS_AN_EPOCH

@@ -2,30 +2,20 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 from palate.cli.parsing import UsageError, parse, parser_for, unknown_key
+from palate.cli.printed import Printed
 from palate.evaluation.metrics import as_json
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.evaluate import EvaluateConfig, evaluate
-from palate.pipeline.fit import Interrupted
 from palate.pipeline.quickstart import QuickstartConfig, quickstart
 from palate.pipeline.score_file import ScoreConfig, score_file
 from palate.pipeline.train import TrainResult, train
 from palate.report.card import shown
 from palate.scoring.scorer import Scorer, load
 from palate.statistics import Estimate
-
-__all__ = ["Interrupted", "Printed"]
-
-
-@dataclass(frozen=True)
-class Printed:
-    """What a verb leaves on stdout: text for people, or one JSON object."""
-
-    text: str
-    json: Mapping[str, Any]
+from palate.text import plural
 
 
 def _metrics_text(metrics: Mapping[str, Estimate]) -> str:
@@ -76,7 +66,8 @@ def run_evaluate(arguments: list[str]) -> Printed:
     elsewhere = f", {result.num_elsewhere} in other parts" if result.num_elsewhere else ""
     text = (
         f"{result.ledger.summary(result.num_rows_kept)}\n"
-        f"{result.num_prompts} prompts measured{elsewhere}\n{_metrics_text(result.metrics)}"
+        f"{plural(result.num_prompts, 'prompt')} measured{elsewhere}\n"
+        f"{_metrics_text(result.metrics)}"
         + (f"\nwritten to {config.output}" if config.output else "")
     )
     values = {
@@ -94,7 +85,7 @@ def run_score(arguments: list[str]) -> Printed:
     result = score_file(config)
     resumed = f", {result.num_resumed} of them in an earlier run" if result.num_resumed else ""
     text = (
-        f"{result.num_rows} rows written to {result.output}{resumed};"
+        f"{plural(result.num_rows, 'row')} written to {result.output}{resumed};"
         f" {result.num_errors} with an error"
         + (f", {result.num_cut} with a prompt or answer cut to the limit" if result.num_cut else "")
     )
@@ -161,8 +152,10 @@ def run_compare(arguments: list[str]) -> Printed:
     flags = _parse_texts(parser, arguments)
     scorer = _load_for(flags)
     probability = scorer.compare(flags.prompt, flags.first, flags.second)
-    calibrated = scorer.sidecar is not None and scorer.sidecar.temperature is not None
-    note = "calibrated" if calibrated else "not calibrated: the checkpoint has no temperature"
+    temperature = scorer.sidecar.temperature if scorer.sidecar else None
+    calibrated = temperature is not None and not temperature.get("at_bound")
+    why = "a temperature at a bound of its fit" if temperature else "no temperature"
+    note = "calibrated" if calibrated else f"not calibrated: the checkpoint has {why}"
     return Printed(
         f"P(first preferred) = {probability:.4f}  ({note})",
         {"probability": probability, "calibrated": calibrated},

@@ -1,5 +1,6 @@
 """One temperature, so that s(margin / T) means what it says."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,15 @@ from palate.objectives import Ties, soft_target
 
 LOG_RANGE = (-5.0, 5.0)
 """Temperatures from 0.0067 to 148; published reward models need up to 15."""
+BOUND_TOLERANCE = 1e-3
+"""In log temperature: the search comes within 1e-5 of a bound and never reaches it."""
+
+
+def is_at_bound(temperature: float) -> bool:
+    """Whether the fit ended at a bound of its range: the loss would fall further beyond it, so the
+    value calibrates nothing. At the upper one margins say nothing of the labels, or the opposite;
+    at the lower one no label contradicts them."""
+    return min(abs(math.log(temperature) - bound) for bound in LOG_RANGE) < BOUND_TOLERANCE
 
 
 def fit_temperature(outcomes: Sequence[Outcome], ties: Ties = "half") -> float:

@@ -7,7 +7,7 @@ Legend: G prompts, N answers of one prompt, C comparisons of one prompt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from palate.objectives import ComparisonBatch, Ties, comparison_losses
 from palate.preferences import Comparison, prompt_cluster
 from palate.rendering import RenderedGroup
 from palate.statistics import Estimate, cluster_difference, cluster_mean
+from palate.statistics import as_json as as_json  # of metrics, for those who measure
 
 Predictor = Callable[[RenderedGroup], np.ndarray]
 """A value for each answer of a group; higher is better."""
@@ -194,12 +195,3 @@ def accuracy_by_length(outcomes: Sequence[Outcome]) -> dict[str, Estimate]:
         mean = replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high))
     found["accuracy, mean of longer and shorter"] = replace(mean, n=num_prompts)
     return found
-
-
-def as_json(metrics: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
-    """value, low, high and n of each metric; where there is no interval its ends are null, since
-    JSON has no infinity."""
-    return {
-        name: {key: v if np.isfinite(v) else None for key, v in asdict(estimate).items()}
-        for name, estimate in metrics.items()
-    }

@@ -44,7 +44,8 @@ class Sidecar:
     reward: Mapping[str, Any] | None = None
     """mean and std of rewards, with the split and the number of answers they come from."""
     temperature: Mapping[str, Any] | None = None
-    """value, and the split, prompts and clusters that it was fitted on."""
+    """value, whether it is a bound of its fit (it then calibrates nothing), and the split, prompts
+    and clusters that it was fitted on."""
     reference_scores: tuple[Mapping[str, Any], ...] = ()
     """prompt, response, reward: scored again when the model is loaded."""
     data_sha256: Mapping[str, str] = field(default_factory=dict)

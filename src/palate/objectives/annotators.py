@@ -22,6 +22,7 @@ from palate.objectives.bradley_terry import (
 from palate.objectives.settings import Ties
 from palate.preferences.types import Comparison
 from palate.rendering import RenderedGroup
+from palate.text import plural
 
 PRIOR_DEVIATION = 1.0
 """Of log scales around their mean: nineteen of twenty annotators within a seventh and seven times
@@ -52,8 +53,8 @@ class Annotators:
                 "objective.annotators scaled needs votes of two annotators or more, and the"
                 f" training data have {len(counts)}; "
                 + (
-                    f"{num_beside} prompts have votes beside stated comparisons, which stand: set"
-                    " read.votes.recount to count the votes instead, or use pooled"
+                    f"{plural(num_beside, 'prompt')} with votes beside stated comparisons, which"
+                    " stand: set read.votes.recount to count the votes instead, or use pooled"
                     if num_beside
                     else "use pooled"
                 )

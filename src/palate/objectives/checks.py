@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from palate.errors import PalateError
-from palate.objectives.rankings import counted_tiers, placings_of, rankings_of
+from palate.objectives.rankings import counted_tiers, num_answers, placings_of, rankings_of
 from palate.objectives.settings import ObjectiveSettings
 from palate.rendering import RenderedGroup
+from palate.text import plural
 
 
 def check_data(settings: ObjectiveSettings, groups: Sequence[RenderedGroup]) -> None:
@@ -47,10 +48,11 @@ def _check_rankings(settings: ObjectiveSettings, groups: Sequence[RenderedGroup]
     for group in groups:
         placings_of(group, settings.ties, settings.top_k)
     rankings = [ranking for group in groups for ranking in rankings_of(group)]
-    if not rankings:
+    if not any(num_answers(ranking) > 2 for ranking in rankings):
+        found = f"only {plural(len(rankings), 'ranking')} of two" if rankings else "none"
         raise PalateError(
             "objective.kind plackett-luce needs rankings of three answers or more, and the training"
-            " data have none; on pairs it is Bradley-Terry: use objective.kind bradley-terry"
+            f" data have {found}; on pairs it is Bradley-Terry: use objective.kind bradley-terry"
         )
     if settings.top_k and not any(
         num_above >= settings.top_k

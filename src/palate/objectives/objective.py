@@ -24,7 +24,7 @@ from palate.objectives.bradley_terry import ComparisonBatch, at_least_float32, b
 from palate.objectives.checks import check_data, tie_share
 from palate.objectives.hinge import hinge_losses
 from palate.objectives.plackett_luce import RankingBatch, plackett_luce
-from palate.objectives.rankings import rankings_of
+from palate.objectives.rankings import num_answers, rankings_of
 from palate.objectives.regression import ASSUMPTIONS, RatingBatch, RatingScale, rated, regression
 from palate.objectives.regularisers import centring, sum_to_zero
 from palate.objectives.settings import Kind, ObjectiveSettings
@@ -239,15 +239,23 @@ class Objective:
 
 
 def _ranking_warnings(groups: Sequence[RenderedGroup]) -> tuple[str, ...]:
-    larger = [group for group in groups if len(group.sequences) > 2]
-    num_without = sum(not rankings_of(group) for group in larger)
-    if not num_without:
-        return ()
-    return (
-        f"objective.kind plackett-luce: {num_without} of {len(larger)} prompts with three answers"
-        " or more have no ranking (comparisons with soft labels, gaps or cycles); each of their"
-        " comparisons counts as a ranking of two",
-    )
+    found = [rankings_of(group) for group in groups if len(group.sequences) > 2]
+    num_without = sum(not rankings for rankings in found)
+    sizes = [num_answers(ranking) for rankings in found for ranking in rankings]
+    num_of_two = sum(size == 2 for size in sizes)
+    warnings = []
+    if num_without:
+        warnings.append(
+            f"objective.kind plackett-luce: {num_without} of {len(found)} prompts with three"
+            " answers or more have no ranking (comparisons with soft labels, gaps or cycles); each"
+            " of their comparisons counts as a ranking of two"
+        )
+    if num_of_two:
+        warnings.append(
+            f"objective.kind plackett-luce: {num_of_two} of {len(sizes)} rankings of prompts with"
+            " three answers or more rank two of them, which counts as in bradley-terry"
+        )
+    return tuple(warnings)
 
 
 def _rating_warnings(groups: Sequence[RenderedGroup]) -> tuple[str, ...]:

@@ -53,14 +53,15 @@ def rankings_of(group: RenderedGroup) -> tuple[Ranking, ...]:
     position = {index: sequence for sequence, index in enumerate(group.response_index)}
     votes = group.group.votes if group.group.votes_counted else ()
     voted = [_of_vote(vote, position) for vote in votes]
-    rankings = [ranking for ranking in voted if _num_answers(ranking) >= 2]
+    rankings = [ranking for ranking in voted if num_answers(ranking) >= 2]
     if rankings:
         return tuple(rankings)
     ranking = weak_order(group.comparisons)
-    return (ranking,) if ranking and _num_answers(ranking) >= 3 else ()
+    return (ranking,) if ranking and num_answers(ranking) >= 3 else ()
 
 
-def _num_answers(ranking: Ranking) -> int:
+def num_answers(ranking: Ranking) -> int:
+    """Answers that it puts into tiers."""
     return sum(len(tier.members) for tier in ranking)
 
 

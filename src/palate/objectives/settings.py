@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from palate.errors import PalateError
 
@@ -10,6 +10,13 @@ Ties = Literal["half", "drop"]
 """What a loss that knows no ties makes of tie votes: half a win each, or nothing."""
 
 Kind = Literal["bradley-terry", "davidson", "rao-kupper", "plackett-luce", "hinge", "regression"]
+
+_LOG_EXP = (
+    "log-exp is the Bradley-Terry loss, written so that it overflows: set objective.kind"
+    " bradley-terry"
+)
+OTHER_NAMES = dict.fromkeys(("log-exp", "log_exp", "logexp", "LogExpLoss"), _LOG_EXP)
+"""What other trainers call an objective, and what to set here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,11 @@ class ObjectiveSettings:
     step has several microbatches."""
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            hint = f"; {OTHER_NAMES[self.kind]}" if self.kind in OTHER_NAMES else ""
+            raise PalateError(
+                f"objective.kind {self.kind!r} is none of {', '.join(get_args(Kind))}{hint}"
+            )
         for name in ("centring", "sum_to_zero"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:

@@ -12,7 +12,7 @@ from palate.preferences.settings import ReadSettings, Source
 from palate.preferences.votes import VoteSettings
 from palate.rendering.lengths import LengthSettings
 from palate.rendering.settings import RenderSettings
-from palate.training.settings import TrainingSettings
+from palate.training.settings import Solver, TrainingSettings, refuse_unheeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +145,7 @@ class TrainConfig:
                     " plackett-luce or objective.annotators scaled read one by one; leave it out"
                 )
         if method == "frozen":
+            refuse_unheeded(self.training, self._solvers())
             if self.body.dropout:
                 raise PalateError(
                     "body.dropout has no effect with training.method frozen: the body runs without"
@@ -160,6 +161,12 @@ class TrainConfig:
                     "body.head_init has no effect with training.method frozen: its head starts"
                     " anew; leave it out"
                 )
+
+    def _solvers(self) -> Sequence[Solver]:
+        """What may train the head of a frozen body; a checkpoint's own may be an MLP."""
+        if self.objective.kind == "hinge" or self.body.head == "mlp":
+            return ("adamw",)
+        return ("lbfgs",) if self.body.head == "linear" else ("lbfgs", "adamw")
 
     @property
     def inputs(self) -> Sequence[str] | Mapping[str, Source]:

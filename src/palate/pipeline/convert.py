@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,10 +22,11 @@ from palate.preferences import (
     to_canonical,
     to_trl,
 )
-from palate.preferences.readers import named_sources
+from palate.preferences.readers import named_sources, refuse_beside
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 COMPRESS_LEVEL = 6
+NOT_CERTAIN = "no certain comparison"
 _LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
 """What some readers take for the end of a line, written as JSON spells it."""
 
@@ -101,8 +102,6 @@ def convert(config: ConvertConfig) -> ConvertResult:
         try:
             with _open_lines(spool, config.output) as handle:
                 margins = _write_rows(handle, config, result)
-            if not result.num_written:
-                raise PalateError(f"{config.output}: nothing to write:\n{result.ledger.summary(0)}")
             if 0 < margins < result.num_written:
                 _with_margins(spool, temporary, config.output)
             elif config.output.endswith(".parquet"):
@@ -136,9 +135,24 @@ def _write_rows(handle: IO[bytes], config: ConvertConfig, result: ConvertResult)
             result.num_groups += bool(rows)
             result.num_rows_kept += group.num_rows if rows else 0
         heeds |= stream.heeds
+    refuse_beside(heeds, config.data, config.read)
     refuse_idle(heeds, config.data, annotators, config.read)
     result.ledger.check(result.num_rows_kept)
+    if not result.num_written:
+        remedy = _remedy(config, result.ledger, heeds)
+        raise PalateError(f"{config.output}: nothing to write{remedy}:\n{result.ledger.summary(0)}")
     return num_margins
+
+
+def _remedy(config: ConvertConfig, ledger: Ledger, heeds: Set[str]) -> str:
+    """What would make comparisons certain, where that is what TRL's format misses."""
+    if f"row: {NOT_CERTAIN}" not in ledger.by_reason():
+        return ""
+    remedies = [] if config.harden else ["--harden true takes the more probable side of each"]
+    if "target" in heeds and config.read.votes.target != "majority":
+        remedies.append("--read.votes.target majority has votes decide by their majority")
+    said = f": {', '.join(remedies)}" if remedies else ""
+    return f", since {config.to} holds certain comparisons only{said}"
 
 
 def _rows(
@@ -156,8 +170,9 @@ def _rows(
         ledger.add(*where, kind, reason, detail, group.id)
     if not written.rows:
         for line in group.lines:
-            what = "none of its comparisons is certain; harden makes them so"
-            ledger.add(group.file, line, "row", "no certain comparison", what, group.id)
+            what = "none of its comparisons is certain"
+            what += "" if config.harden else "; harden makes them so"
+            ledger.add(group.file, line, "row", NOT_CERTAIN, what, group.id)
     yield from written.rows
 
 

@@ -1,10 +1,8 @@
 """Where a run lies: a new directory, or that of an unfinished run with the same configuration."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,6 +11,7 @@ from palate.artifacts.rundir import (
     METRICS,
     RUN,
     describe_run,
+    flat_settings,
     next_run_directory,
     refuse_overwrite,
 )
@@ -85,15 +84,6 @@ def _differences(stored: Path, config: TrainConfig) -> list[str]:
         for key in sorted({*before, *now} - ANY_TIME)
         if before.get(key) != now.get(key)
     ]
-
-
-def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping)
-        found |= flat_settings(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return found
 
 
 def write_inputs(

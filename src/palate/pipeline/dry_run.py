@@ -10,10 +10,12 @@ from palate.forest import plan_groups
 from palate.model.reward_model import RewardModel
 from palate.objectives.objective import Objective
 from palate.pipeline.config import TrainConfig
+from palate.pipeline.data_lines import data_lines
 from palate.pipeline.prepare import Prepared
 from palate.rendering import RenderedGroup, Renderer
 from palate.rendering.store import token_counts
 from palate.scoring.runs import rewards_of_groups
+from palate.text import plural
 from palate.training.defaults import with_rates
 from palate.training.settings import TrainingSettings
 from palate.training.steps import StepSampler
@@ -41,7 +43,7 @@ def describe_dry_run(
         f"model     {config.model}: {type(model.transformer).__name__},"
         f" {sum(p.numel() for p in model.parameters()):,} parameters, {_layout(model)},"
         f" pooling {model.pooling}, head {'warm start' if is_warm else 'new'}",
-        *(f"data      {source}: format {name}" for source, name in prepared.formats.items()),
+        *(f"data      {line}" for line in data_lines(config, prepared)),
         "rows      " + prepared.ledger.summary(prepared.num_rows).replace("\n", "\n          "),
         *([f"lost      {prepared.left_out}"] if prepared.left_out else []),
         f"parts     train {len(prepared.train)}"
@@ -76,7 +78,8 @@ def _training_line(config: TrainConfig, model: RewardModel, num_steps: int) -> s
         return line + ": the head alone, on features that are computed once"
     settings = with_rates(config.training, model.num_parameters())
     return (
-        f"{line}, {num_steps} steps of {settings.prompts_per_step} prompts, learning rate"
+        f"{line}, {plural(num_steps, 'step')} of {plural(settings.prompts_per_step, 'prompt')},"
+        " learning rate"
         f" {settings.learning_rate:g}, of the head"
         f" {settings.learning_rate * settings.head_learning_rate_factor:g}"
     )
@@ -110,10 +113,17 @@ def _example(group: RenderedGroup, renderer: Renderer, pooling: str) -> str:
     text = renderer.tokenizer.decode(ids)
     if len(text) > NUM_CHARACTERS_SHOWN:
         text = text[: NUM_CHARACTERS_SHOWN // 2] + " [...] " + text[-NUM_CHARACTERS_SHOWN // 2 :]
+    closed = "ends with its end of turn" if ids[-1] == renderer.end_of_turn_id else "cut, no end"
+    return f"{text!r} ({closed})\npooled    {_pooled(ids, renderer, pooling)}"
+
+
+def _pooled(ids: Sequence[int], renderer: Renderer, pooling: str) -> str:
+    """Which tokens the head reads."""
+    if pooling in ("mean", "attention"):
+        return f"all {plural(len(ids), 'token')} (pooling {pooling})"
     read_id = ids[-1] if pooling == "last" else ids[0]
     token = renderer.tokenizer.convert_ids_to_tokens(read_id)
-    closed = "ends with its end of turn" if ids[-1] == renderer.end_of_turn_id else "cut, no end"
-    return f"{text!r} ({closed})\npooled    {token!r} (id {read_id}, pooling {pooling})"
+    return f"{token!r} (id {read_id}, pooling {pooling})"
 
 
 def _first_loss(
@@ -139,6 +149,6 @@ def _first_loss(
         for rewards in (reward_N, torch.zeros_like(reward_N))
     )
     return (
-        f"first loss {first:.4f} on {batch.num_counted} prompts; equal rewards would give"
+        f"first loss {first:.4f} on {plural(batch.num_counted, 'prompt')}; equal rewards would give"
         f" {equal:.4f}"
     )

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from palate.artifacts.files import write_json, write_text
 from palate.artifacts.rundir import LOG, METRICS, versions, without_folders, write_log
 from palate.errors import PalateError
 from palate.evaluation.blind import fit_prompt_blind
-from palate.evaluation.calibration import fit_temperature
+from palate.evaluation.calibration import fit_temperature, is_at_bound
 from palate.evaluation.metrics import BASELINES, Outcome, as_json, evaluate_outcomes
 from palate.model.checkpoint import Sidecar, save_checkpoint, write_sidecar
+from palate.model.forms import pooling_of_class
+from palate.model.heads import MlpHead
 from palate.model.merging import check_head
 from palate.model.reward_model import RewardModel
 from palate.pipeline.config import TrainConfig
@@ -25,7 +28,7 @@ from palate.pipeline.fit import Fitted
 from palate.pipeline.prepare import Prepared
 from palate.preferences import prompt_cluster
 from palate.rendering import Renderer
-from palate.report.card import model_card
+from palate.report.card import calibration, model_card
 from palate.report.html import html_report
 from palate.scoring.scorer import Scorer, load
 from palate.statistics import Estimate
@@ -68,6 +71,8 @@ def finish(
     fingerprint = save_checkpoint(model_directory, model, renderer)
     reference = _reference_scores(Scorer(model.eval(), renderer))
     sidecar = _sidecar(config, model, renderer, prepared, outcomes, fingerprint, reference)
+    if sidecar.temperature and sidecar.temperature["at_bound"]:
+        warnings.warn(calibration(sidecar.temperature), stacklevel=2)
     write_sidecar(model_directory, sidecar)
     # Loading checks fingerprint and reference rewards: what was saved is what was trained.
     scorer = load(
@@ -93,6 +98,10 @@ def finish(
         "objective": config.objective.kind,
         "method": config.training.method,
         "learned": fitted.learned,
+        "body": model.config.model_type,
+        "head": "mlp" if isinstance(model.head, MlpHead) else "linear",
+        "has_class": sidecar.plain
+        or pooling_of_class(config.model, model.config, config.body) is not None,
     }
     write_text(model_directory / "README.md", model_card(sidecar, results, facts))
     history = fitted.history
@@ -104,6 +113,7 @@ def finish(
             "measured_on": measured_on,
             "metrics": {name: as_json(part) for name, part in results.items()},
             "temperature": sidecar.temperature,
+            "learned": dict(fitted.learned),
             # JSON has no NaN: an accuracy of undecided comparisons only is left out.
             "log": [{k: v for k, v in entry.items() if v == v} for entry in history],
         },
@@ -144,8 +154,10 @@ def _sidecar(
             "num_answers": int(rewards.size),
         }
         if part_name in prepared.validation:  # never on the test part, which is only measured
+            value = fit_temperature(part, config.objective.ties)
             temperature = {
-                "value": fit_temperature(part, config.objective.ties),
+                "value": value,
+                "at_bound": is_at_bound(value),
                 "part": part_name,
                 "num_prompts": len(part),
                 "num_clusters": len({prompt_cluster(o.group.group.prompt) for o in part}),

@@ -1,7 +1,6 @@
 """Fit a loaded model to prepared groups, by the method that the configuration names."""
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from palate.artifacts.rundir import LOG, run_name
+from palate.errors import Interrupted
 from palate.evaluation.metrics import Outcome, quick_metrics
 from palate.model.loading import Loaded
 from palate.model.lora import save_adapter
@@ -29,14 +29,6 @@ from palate.training.trainer import RewardTrainer
 
 logger = logging.getLogger(__name__)
 RewardsOf = Callable[[Sequence[RenderedGroup]], Sequence[np.ndarray]]
-
-
-class Interrupted(Exception):
-    """The run was stopped by a signal after writing a checkpoint."""
-
-    def __init__(self, message: str, signal: int) -> None:
-        super().__init__(message)
-        self.signal = signal
 
 
 @dataclass(frozen=True)
@@ -68,8 +60,6 @@ def fit(
 
     Raises Interrupted once a checkpoint is written.
     """
-    for warning in objective.warnings:
-        warnings.warn(warning, stacklevel=2)
     if config.training.method == "frozen":
         return _fit_frozen(config, loaded, renderer, prepared, objective)
     return _fit_steps(config, loaded.model, renderer, prepared, objective, directory)

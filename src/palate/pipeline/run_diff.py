@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from palate.artifacts.ledger import Ledger
-from palate.artifacts.rundir import RUN
+from palate.artifacts.rundir import RUN, flat_settings
 from palate.errors import PalateError
-from palate.pipeline.directory import flat_settings
 from palate.pipeline.runs import Run, is_run, read_run
 from palate.statistics import Estimate
 

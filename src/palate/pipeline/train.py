@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from palate.pipeline.processes import decided_by_main, processes
 from palate.rendering import Renderer
 from palate.scoring.scorer import Scorer
 from palate.statistics import Estimate
+from palate.training.frozen import check_frozen
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +53,14 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
     directory = decided_by_main(lambda: run_directory(config, dry_run))
     set_seed(config.training.seed)
     loaded, renderer = open_model(config)
+    if config.training.method == "frozen":
+        has_validation = bool(config.split.validation_share or config.validation)
+        check_frozen(loaded.model, config.training, config.objective, has_validation)
     prepared = prepare_where_asked(config, renderer, None if dry_run else directory / STORE)
     objective = Objective(config.objective, prepared.train)
     objective.check_validation(prepared.validation)
+    for warning in objective.warnings:
+        warnings.warn(warning, stacklevel=2)
     summary = describe_dry_run(
         config, loaded.model, renderer, prepared, objective, loaded.has_trained_head
     )

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -62,6 +63,8 @@ def tune(config: TuneConfig) -> TuneResult:
     if torch.cuda.is_available():
         model.to("cuda")
     objective = Objective(config.objective, prepared.train)
+    for warning in objective.warnings:
+        warnings.warn(warning, stacklevel=2)
     model.learned = nn.ParameterDict(
         {
             name: nn.Parameter(value.clone().to(model.device))

@@ -27,7 +27,12 @@ from palate.preferences.formats.transcripts import with_one_prompt, with_system
 from palate.preferences.merge import all_of_one_prompt, merged, runs_of_one_prompt
 from palate.preferences.settings import ReadSettings, Source
 from palate.preferences.types import PreferenceGroup
-from palate.preferences.votes import HEEDED_BY_RATINGS, heeded_by_votes
+from palate.preferences.votes import (
+    HEEDED_BY_RATINGS,
+    HEEDED_BY_VOTES,
+    VoteSettings,
+    heeded_by_votes,
+)
 
 NUM_ROWS_TO_DETECT = 100
 _HEEDED_IN_REFUSING: dict[str, Set[str]] = {
@@ -118,7 +123,22 @@ def read(
         heeds |= stream.heeds - set(source.own_votes())
     reading = Reading(tuple(groups), ledger, formats, reasons, frozenset(heeds))
     ledger.check(reading.num_rows)
+    refuse_beside(heeds, list(formats), settings)
     return reading
+
+
+def refuse_beside(heeds: Set[str], sources: Sequence[str], settings: ReadSettings) -> None:
+    """Raise PalateError for a setting of votes where all votes of the sources, which were read with
+    these `heeds`, only stand beside stated comparisons."""
+    default = VoteSettings()
+    for name in sorted(HEEDED_BY_VOTES - heeds):
+        value = getattr(settings.votes, name)
+        if value != getattr(default, name) and "recount" in heeds:
+            raise PalateError(
+                f"read.votes.{name} {value} has no effect: the comparisons of {', '.join(sources)}"
+                " are stated, and the votes only stand beside them; set read.votes.recount true to"
+                " make the comparisons from the votes"
+            )
 
 
 def refuse_idle_source(name: str, source: Source, stream: GroupStream) -> None:

@@ -4,10 +4,13 @@ import json
 import math
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from palate.model.checkpoint import Sidecar
 from palate.statistics import Estimate
+from palate.text import plural
+
+if TYPE_CHECKING:  # imports torch, which listing runs has no need of
+    from palate.model.checkpoint import Sidecar
 
 SHOWN = (
     "accuracy",
@@ -68,6 +71,23 @@ def about_part(name: str, temperature: Mapping[str, Any] | None) -> tuple[str, s
     return title, " ".join(notes)
 
 
+def calibration(temperature: Mapping[str, Any] | None) -> str:
+    """What probabilities rest on, in words."""
+    if temperature is None:
+        return "No temperature was fitted: margins are not calibrated."
+    value, part = f"{temperature['value']:.3f}", temperature["part"]
+    prompts = plural(temperature["num_prompts"], "prompt")
+    if temperature.get("at_bound"):
+        return (
+            f"The temperature {value} is a bound of its fit on {prompts} of the {part} part, which"
+            " would go on beyond it: margins are not calibrated."
+        )
+    return (
+        f"Probabilities divide margins by the temperature {value}, fitted on the {part} part"
+        f" ({prompts})."
+    )
+
+
 def metric_table(metrics: Mapping[str, Estimate]) -> str:
     """A Markdown table: value, 95 % interval, n."""
     rows = [
@@ -79,16 +99,11 @@ def metric_table(metrics: Mapping[str, Estimate]) -> str:
 
 
 def model_card(
-    sidecar: Sidecar, results: Mapping[str, Mapping[str, Estimate]], facts: Mapping[str, Any]
+    sidecar: "Sidecar", results: Mapping[str, Mapping[str, Estimate]], facts: Mapping[str, Any]
 ) -> str:
     """README.md of the checkpoint: what it is, how good, how to load it with and without palate."""
     temperature = sidecar.temperature
-    probability = (
-        f"Probabilities divide margins by the temperature {temperature['value']:.3f}, fitted on the"
-        f" {temperature['part']} part ({temperature['num_prompts']} prompts)."
-        if temperature
-        else "No temperature was fitted: margins are not calibrated."
-    )
+    probability = calibration(temperature)
     measured = results.get(facts["measured_on"], {})
     title, note = about_part(facts["measured_on"], temperature)
     quality = (
@@ -115,8 +130,8 @@ base_model: {json.dumps(facts["model"])}
 
 Reads a prompt and one answer, returns one number; only differences within a prompt mean anything.
 Trained with the objective {facts["objective"]}, method {facts["method"]}, on
-{facts["num_groups"]["train"]} prompts ({facts["steps"]} steps).
-Pooling `{sidecar.pooling}`, head `{sidecar.head_name}`, {sidecar.dtype}.
+{plural(facts["num_groups"]["train"], "prompt")} ({plural(facts["steps"], "step")}).
+Pooling `{sidecar.pooling}`, {facts["head"]} head `{sidecar.head_name}`, {sidecar.dtype}.
 
 ## How good it is
 
@@ -139,17 +154,23 @@ scorer = palate.load("this directory")
 scorer.score("How do birds fly?", "They flap.")
 ```
 
-{_without_palate(sidecar)}
+{_without_palate(sidecar, facts)}
 The template writes all special tokens and ends at `{sidecar.end_of_turn}`.
 """
 
 
-def _without_palate(sidecar: Sidecar) -> str:
+def _without_palate(sidecar: "Sidecar", facts: Mapping[str, Any]) -> str:
     """How plain classes load it, or why they don't."""
     if sidecar.plain:
         return PLAIN_USE
+    head = f"its {facts['head']} head on pooling `{sidecar.pooling}`"
+    reason = (
+        f"the sequence-classification class of {facts['body']} has no place for {head}"
+        if facts["has_class"]
+        else f"transformers has no sequence-classification class for {facts['body']}, so {head} has"
+        " no place in a plain class"
+    )
     return (
-        f"Only palate loads it: plain classes have no place for its pooling `{sidecar.pooling}` and"
-        f" its head, `{sidecar.head_name}.safetensors`. They find no `model.safetensors` and stop,"
-        " instead of going on with a random head.\n"
+        f"Only palate loads it: {reason}. The head is in `{sidecar.head_name}.safetensors`. Plain"
+        " classes find no `model.safetensors` and stop, instead of going on with a random head.\n"
     )

@@ -7,8 +7,9 @@ from typing import Any
 from jinja2 import Environment
 
 from palate.model.checkpoint import Sidecar
-from palate.report.card import about_part, interval, shown
+from palate.report.card import about_part, calibration, interval, shown
 from palate.statistics import Estimate
+from palate.text import plural
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8">
@@ -24,10 +25,10 @@ th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd; 
 svg { width: 100%; height: auto; } .muted { color: #666; }
 </style>
 <h1>Reward model on {{ facts.model }}</h1>
-<p>Trained on {{ facts.num_groups.train }} prompts, {{ facts.steps }} steps{% if facts.best %}; the
+<p>Trained on {{ plural(facts.num_groups.train, "prompt") }},
+{{ plural(facts.steps, "step") }}{% if facts.best %}; the
 model is {{ facts.best }}, the best by validation loss{% endif %}.
-{% if temperature %}Temperature {{ "%.3f"|format(temperature.value) }}, fitted on the
-{{ temperature.part }} part.{% endif %}</p>
+{{ calibration(temperature) }}</p>
 {% for part, metrics in results.items() %}
 {% set title, note = about_part(part, temperature) %}
 <h2>On {{ title }}</h2>
@@ -108,9 +109,11 @@ def html_report(
         interval=interval,
         bars=bars,
         shown=shown,
+        plural=plural,
         facts=facts,
         history=history,
         temperature=sidecar.temperature,
+        calibration=calibration,
         fingerprint=sidecar.fingerprint,
         versions=sidecar.versions,
     )

@@ -4,8 +4,8 @@ Legend: N observations, C clusters, B bootstrap resamples.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -82,3 +82,12 @@ def cluster_difference(
     """Paired difference of means (first minus second) over the same observations, by cluster."""
     difference_N = np.asarray(first_N, dtype=float) - np.asarray(second_N, dtype=float)
     return cluster_mean(difference_N, cluster_N, weight_N, seed)
+
+
+def as_json(metrics: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
+    """value, low, high and n of each metric; where there is no interval its ends are null, since
+    JSON has no infinity."""
+    return {
+        name: {key: v if math.isfinite(v) else None for key, v in asdict(estimate).items()}
+        for name, estimate in metrics.items()
+    }

@@ -16,3 +16,8 @@ def first_surrogate(text: str) -> int | None:
     """Index of the first lone surrogate (not valid Unicode, so no tokenizer takes it), or None."""
     found = _SURROGATE.search(text)
     return found.start() if found else None
+
+
+def plural(number: int, noun: str) -> str:
+    """A count with its noun, whose plural ends in s: "1 group", "2 groups"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

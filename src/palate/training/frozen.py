@@ -11,9 +11,8 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,22 +22,16 @@ from palate.errors import PalateError
 from palate.model.heads import Head, MlpHead, rewards
 from palate.model.reward_model import RewardModel
 from palate.objectives.objective import Objective
+from palate.objectives.settings import ObjectiveSettings
 from palate.rendering import RenderedGroup
 from palate.training.candidates import Candidate
 from palate.training.features import Features, body_key, cached_features, default_cache_directory
 from palate.training.linear_head import L2_GRID, solve
-from palate.training.settings import TrainingSettings
+from palate.training.settings import Solver, TrainingSettings, refuse_unheeded
 from palate.training.stepped_head import train_steps
 
-Solver = Literal["lbfgs", "adamw"]
 Measure = Callable[[Sequence[RenderedGroup], Sequence[np.ndarray]], Mapping[str, float]]
 """(groups, rewards of each) -> metrics."""
-HEEDED: dict[Solver, tuple[str, ...]] = {
-    "lbfgs": ("head_l2",),
-    "adamw": ("learning_rate", "prompts_per_step", "weight_decay", "early_stopping_patience"),
-}
-"""Training settings that each solver heeds, besides `ALWAYS_HEEDED`."""
-ALWAYS_HEEDED = ("method", "tokens_per_microbatch", "features_cache", "seed")
 logger = logging.getLogger(__name__)
 
 
@@ -92,8 +85,8 @@ def train_frozen(
     The first validation set chooses, by its loss. Raises PalateError for attention pooling, for
     several processes, for settings without effect, and where nothing is there to choose by.
     """
-    solver = choose_solver(model, objective)
-    _check(model, settings, solver, bool(validation_sets))
+    check_frozen(model, settings, objective.settings, bool(validation_sets))
+    solver = choose_solver(model, objective.settings)
     objective.check_validation(validation_sets)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     cache = Path(settings.features_cache or default_cache_directory()).expanduser()
@@ -147,15 +140,20 @@ def _nothing_learned(objective: Objective) -> str:
     )
 
 
-def choose_solver(model: RewardModel, objective: Objective) -> Solver:
+def choose_solver(model: RewardModel, objective: ObjectiveSettings) -> Solver:
     """L-BFGS for a linear head where the objective has a gradient everywhere, otherwise AdamW."""
     is_linear = not isinstance(model.head, MlpHead)
-    return "lbfgs" if is_linear and objective.settings.kind != "hinge" else "adamw"
+    return "lbfgs" if is_linear and objective.kind != "hinge" else "adamw"
 
 
-def _check(
-    model: RewardModel, settings: TrainingSettings, solver: Solver, has_validation: bool
+def check_frozen(
+    model: RewardModel,
+    settings: TrainingSettings,
+    objective: ObjectiveSettings,
+    has_validation: bool,
 ) -> None:
+    """Raise PalateError for what `train_frozen` refuses, before any data are read."""
+    solver = choose_solver(model, objective)
     if model.pooling == "attention":
         raise PalateError(
             "body.pooling attention can't be trained with training.method frozen: its query reads"
@@ -166,16 +164,7 @@ def _check(
             f"training.method frozen runs in one process, not {os.environ['WORLD_SIZE']}; start"
             " palate without torchrun or accelerate launch"
         )
-    default = TrainingSettings()
-    for name in (item.name for item in fields(settings)):
-        value = getattr(settings, name)
-        heeded = (*ALWAYS_HEEDED, *HEEDED[solver])
-        if name not in heeded and value != getattr(default, name):
-            how = "L-BFGS" if solver == "lbfgs" else "AdamW on cached features"
-            raise PalateError(
-                f"training.{name} {value} has no effect with training.method frozen and this head,"
-                f" which is trained by {how}; it heeds {', '.join(heeded[1:])}"
-            )
+    refuse_unheeded(settings, (solver,))
     if not has_validation and not settings.head_l2:
         what = "training.head_l2" if solver == "lbfgs" else "the epoch to stop at"
         remedy = ", or set training.head_l2" if solver == "lbfgs" else ""

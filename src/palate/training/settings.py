@@ -1,10 +1,21 @@
 """How a reward model is trained."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from palate.errors import PalateError
+
+Solver = Literal["lbfgs", "adamw"]
+"""What trains the head of a frozen body."""
+HEEDED: dict[Solver, tuple[str, ...]] = {
+    "lbfgs": ("head_l2",),
+    "adamw": ("learning_rate", "prompts_per_step", "weight_decay", "early_stopping_patience"),
+}
+"""Settings that each solver heeds, besides `ALWAYS_HEEDED`."""
+ALWAYS_HEEDED = ("method", "tokens_per_microbatch", "features_cache", "seed")
+SOLVER_NAMES: dict[Solver, str] = {"lbfgs": "L-BFGS", "adamw": "AdamW on cached features"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,4 +113,19 @@ class TrainingSettings:
             raise PalateError(
                 f"training.epochs {self.epochs} has no effect with training.max_steps"
                 f" {self.max_steps}; set one of them"
+            )
+
+
+def refuse_unheeded(settings: TrainingSettings, solvers: Sequence[Solver]) -> None:
+    """Raise PalateError for a setting that differs from its default and that none of these solvers,
+    which a head on a frozen body may be trained by, heeds."""
+    default = TrainingSettings()
+    heeded = [*ALWAYS_HEEDED, *(name for solver in solvers for name in HEEDED[solver])]
+    for name in (item.name for item in fields(settings)):
+        value = getattr(settings, name)
+        if name not in heeded and value != getattr(default, name):
+            how = " or ".join(SOLVER_NAMES[solver] for solver in solvers)
+            raise PalateError(
+                f"training.{name} {value} has no effect with training.method frozen and this head,"
+                f" which is trained by {how}; it heeds {', '.join(heeded[1:])}"
             )

@@ -34,6 +34,7 @@ from palate.preferences import (
     rating_report,
 )
 from palate.preferences.files.rows import iter_rows
+from palate.preferences.readers import refuse_beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,10 @@ def inspect_sources(config: InspectConfig) -> list[Inspection]:
     """Inspect each source; PalateError for one that can't be read, and for a setting of `read` that
     none of them can heed."""
     found = [inspect_source(source, config) for source in config.data]
+    heeds = frozenset[str]().union(*(seen.heeds for seen in found))
+    refuse_beside(heeds, config.data, config.read)
     refuse_idle(
-        frozenset().union(*(seen.heeds for seen in found)),
+        heeds,
         config.data,
         {name for seen in found if seen.votes for name in seen.votes.annotators},
         config.read,

@@ -7,6 +7,7 @@ from palate.pipeline.inspection.inspect import Inspection
 from palate.pipeline.inspection.quality import EDGE_SHARE
 from palate.preferences.formats.judged import OVERALL
 from palate.statistics import Estimate
+from palate.text import plural
 
 LEFT_OUT_SHARE = 0.01
 EMPTY_SHARE = 0.01
@@ -50,7 +51,7 @@ def interval(estimate: Estimate) -> str:
     if estimate.low == -float("inf"):
         return f"{percent(estimate.value)} (no interval: one prompt cluster)"
     ends = f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-    return f"{percent(estimate.value)} {ends} (n = {estimate.n} groups)"
+    return f"{percent(estimate.value)} {ends} (n = {plural(estimate.n, 'group')})"
 
 
 def _rows(seen: Inspection) -> Iterator[str]:
@@ -70,7 +71,7 @@ def _rows(seen: Inspection) -> Iterator[str]:
     for reason, count in reasons:
         if reason.startswith("file: "):
             what = reason.removeprefix("file: ")
-            yield f"The file is damaged in {count} place(s): {what}. Get it again."
+            yield f"The file is damaged in {plural(count, 'place')}: {what}. Get it again."
 
 
 def _place(entry: LedgerEntry) -> str:
@@ -99,10 +100,12 @@ def _prompts(seen: Inspection) -> Iterator[str]:
             " as one prompt."
         )
     if prompts.num_extending:
+        go = "goes" if prompts.num_extending == 1 else "go"
         yield (
-            f"{prompts.num_extending} prompts go on from the prompt of another group. They lie in"
-            f" one prompt cluster with it ({prompts.num_clusters} clusters of {prompts.num_prompts}"
-            " prompts); a split by rows would put one in training and the other in the test."
+            f"{plural(prompts.num_extending, 'prompt')} {go} on from the prompt of another group,"
+            f" in one prompt cluster with it ({prompts.num_clusters} clusters of"
+            f" {prompts.num_prompts} prompts); a split by rows would put one in training and the"
+            " other in the test."
         )
 
 
@@ -123,7 +126,7 @@ def _texts(seen: Inspection) -> Iterator[str]:
             " answers to another prompt: stock phrases, or copied rows."
         )
     if answers.num_identical:
-        yield f"In {answers.num_identical} groups two answers have the same text."
+        yield f"In {plural(answers.num_identical, 'group')} two answers have the same text."
 
 
 def _strength_said(seen: Inspection) -> str:
@@ -157,10 +160,13 @@ def _votes(seen: Inspection) -> Iterator[str]:
     if votes is None:
         return
     per_group = ", ".join(f"{n} in {count}" for n, count in votes.votes_per_group.items())
-    who = f"by {len(votes.annotators)} annotators" if votes.annotators else "without names"
+    who = (
+        f"by {plural(len(votes.annotators), 'annotator')}" if votes.annotators else "without names"
+    )
     if votes.annotators and votes.num_unnamed:
         who += f", {votes.num_unnamed} without a name"
-    yield f"There are {votes.num_votes} votes {who}; votes on a group: {per_group}."
+    are = "is" if votes.num_votes == 1 else "are"
+    yield f"There {are} {plural(votes.num_votes, 'vote')} {who}; votes on a group: {per_group}."
     if votes.agreement is not None and votes.agreement_by_chance is not None:
         chance = votes.agreement_by_chance
         # The upper end: a few votes that happen to differ are no finding.
@@ -172,9 +178,12 @@ def _votes(seen: Inspection) -> Iterator[str]:
             f" {percent(chance)} would by chance.{verdict}"
         )
     if votes.num_ties >= TIES_SHARE * votes.num_votes:
+        one = votes.num_ties == 1
+        share = percent(votes.num_ties / votes.num_votes)
         yield (
-            f"{votes.num_ties} votes ({percent(votes.num_ties / votes.num_votes)}) are ties: the"
-            " default loss counts a tie half for each side; objective.ties has models of ties."
+            f"{plural(votes.num_ties, 'vote')} ({share}) {'is a tie' if one else 'are ties'}: the"
+            " default loss counts a tie half for each side; objective.kind davidson or"
+            " objective.kind rao-kupper models ties."
         )
     for name, person in votes.annotators.items():
         if person.num_votes >= MIN_VOTES_OF_HABIT and person.usual_share >= HABIT_SHARE:
@@ -211,7 +220,8 @@ def _ratings(seen: Inspection) -> Iterator[str]:
             yield (
                 f"Ratings are saturated: {percent(share)} lie within"
                 f" {EDGE_SHARE * (ratings.highest - ratings.lowest):g} of the {name}, {end:g}."
-                " Gaps between these say little; read.votes.min_gap leaves such comparisons out."
+                " Nothing tells these answers apart: read.votes.min_gap leaves out comparisons of"
+                " nearly equal ratings, and does not mend the saturation."
             )
     if ratings.num_equal_pairs:
         share = ratings.num_equal_pairs / ratings.num_pairs

@@ -26,8 +26,9 @@ class ModelFacts:
 
     num_answers: int
     num_compared: int
-    """Decided comparisons with another model's answer."""
+    """Comparisons with another model's answer."""
     win_share: float | None
+    """Of these; one without a better side counts half."""
     ratings: tuple[float, float] | None
     """Lowest and highest."""
 
@@ -71,10 +72,11 @@ class QualityTally:
                     self.model_ratings.setdefault(name, Range()).add(response.rating)
         for c in group.comparisons:
             better, worse = group.responses[c.better].model, group.responses[c.worse].model
-            if is_decided(c) and better and worse and better != worse:
-                self._of(better)["wins"] += 1
-                self._of(better)["compared"] += 1
-                self._of(worse)["compared"] += 1
+            if c.weight and better and worse and better != worse:
+                won = 2 if is_decided(c) else 1
+                for name, half_wins in ((better, won), (worse, 2 - won)):
+                    self._of(name)["half wins"] += half_wins
+                    self._of(name)["compared"] += 1
 
     def _of(self, model: str) -> Counter[str]:
         known = model in self.models or len(self.models) < MAX_NAMES
@@ -107,7 +109,7 @@ class QualityTally:
 
     def _model(self, name: str, counts: Counter[str]) -> ModelFacts:
         compared = counts["compared"]
-        share = counts["wins"] / compared if compared else None
+        share = counts["half wins"] / (2 * compared) if compared else None
         ratings = self.model_ratings[name].facts() if name in self.model_ratings else None
         return ModelFacts(counts["answers"], compared, share, ratings)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from palate.evaluation.metrics import as_json as estimates_as_json
 from palate.pipeline.inspection.inspect import Inspection
-from palate.pipeline.inspection.observations import observations, percent
+from palate.pipeline.inspection.observations import interval, observations, percent
 from palate.pipeline.inspection.texts import Lengths
 from palate.preferences import Comparison, Message, PreferenceGroup, Vote
 from palate.preferences.writers import to_canonical
 from palate.statistics import Estimate
+from palate.text import plural
 
 MAX_SHOWN_CHARACTERS = 600
 """Of a message or an answer; the middle of a longer one is left out."""
@@ -61,8 +62,8 @@ def _facts(seen: Inspection) -> Iterator[tuple[str, list[str]]]:
     yield (
         "groups",
         [
-            f"{seen.num_groups} groups, {prompts.num_prompts} different prompts in"
-            f" {prompts.num_clusters} prompt clusters",
+            f"{plural(seen.num_groups, 'group')}, {plural(prompts.num_prompts, 'different prompt')}"
+            f" in {plural(prompts.num_clusters, 'prompt cluster')}",
             f"answers to a prompt: {_counts(answers.answers_per_prompt)}",
             f"messages of a prompt: {_counts(prompts.num_messages)}",
         ],
@@ -110,7 +111,7 @@ def _field_line(seen: Inspection) -> str:
 
 def _comparison_line(seen: Inspection) -> str:
     c = seen.comparisons
-    parts = [f"{c.num} comparisons: {c.num_hard} hard, {c.num_soft} soft"]
+    parts = [f"{plural(c.num, 'comparison')}: {c.num_hard} hard, {c.num_soft} soft"]
     parts += [f"{c.num_with_ties} with tie votes"] if c.num_with_ties else []
     parts += [f"{c.num_undecided} undecided"] if c.num_undecided else []
     if c.margins:
@@ -142,9 +143,15 @@ def _model_lines(seen: Inspection) -> Iterator[str]:
     models = sorted(seen.quality.models.items(), key=lambda item: -(item[1].win_share or 0))
     for name, model in models[:MAX_ROWS_OF_TABLE]:
         won = "never compared" if model.win_share is None else f"wins {percent(model.win_share)}"
-        yield f"{_printable(name)}: {won} of {model.num_compared}, {model.num_answers} answers"
+        compared = f"{model.num_compared} (ties half)"
+        yield f"{_printable(name)}: {won} of {compared}, {plural(model.num_answers, 'answer')}"
     if len(models) > MAX_ROWS_OF_TABLE:
         yield f"and {len(models) - MAX_ROWS_OF_TABLE} more models"
+    if (predicts := seen.quality.model_predicts) is not None:
+        yield (
+            f"names alone predict {interval(predicts)} of the decided comparisons (order fitted on"
+            " the other half of the prompts, equal ones half)"
+        )
 
 
 def group_lines(group: PreferenceGroup, width: int) -> list[str]:

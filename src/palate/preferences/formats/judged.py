@@ -65,13 +65,15 @@ def annotated(row: Row, settings: ReadSettings) -> Parsed:
     """Two responses, a column for each annotator: 0 tie, 1 the first, 2 the second, empty no vote.
 
     The prompt is `prompt`, or `instruction` and, where there is one, `input` after a blank line.
+    PandaLM's `cmp_key` names the models of both answers; it is kept in the meta too.
     """
     columns = sorted(
         (int(m[1]), name) for name in row if (m := RESPONSE_COLUMN.fullmatch(str(name)))
     )
     if len(columns) != 2:
         raise PalateError(f"{len(columns)} response columns, expected two", "missing field")
-    responses = _two(*(Response(text_of(row[name], name)) for _, name in columns))
+    texts = [text_of(row[name], name) for _, name in columns]
+    responses = _two(*map(Response, texts, _models(row.get("cmp_key"))))
     annotators = [name for name in row if ANNOTATOR_COLUMN.fullmatch(str(name))]
     cells = {name: _voted(row, name) for name in annotators}
     if settings.votes.missing == "tie":
@@ -100,6 +102,12 @@ def annotated(row: Row, settings: ReadSettings) -> Parsed:
         fields=common_fields(row, used),
         heeds=frozenset({"missing"}),
     )
+
+
+def _models(key: Any) -> tuple[str | None, str | None]:
+    """The models that FIRST_SECOND names; none where a name may hold the sign between them."""
+    names = key.split("_") if isinstance(key, str) else []
+    return (names[0], names[1]) if len(names) == 2 and all(names) else (None, None)
 
 
 def _voted(row: Row, name: str) -> Any:

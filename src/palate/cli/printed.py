@@ -1,0 +1,13 @@
+"""What a verb hands to `main`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What a verb leaves on stdout: text for people, or one JSON object."""
+
+    text: str
+    json: Mapping[str, Any]

@@ -421,7 +421,7 @@ def test_a_failure_exits_with_1_a_message_and_nothing_on_stdout(
 def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(
     run_palate: Palate, trained_run: Path, tmp_path: Path
 ) -> None:
-    rows = [{"prompt": f"Question {i}?", "response": f"It is {i}. " * 8} for i in range(1000)]
+    rows = [{"prompt": f"Question {i}?", "response": f"It is {i}. " * 8} for i in range(1500)]
     data = write_rows(tmp_path / "rows.jsonl", rows)
     output = tmp_path / "scored.jsonl"
     partial = tmp_path / "scored.jsonl.partial"
@@ -444,11 +444,11 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(
     assert (child.returncode, out) == (130, ""), err
     assert "palate score: interrupted" in err
     assert "Traceback" not in err
-    rewards = r"1000 rows and the rewards of (\d+) of 1000 answers"
+    rewards = r"1500 rows and the rewards of (\d+) of 1500 answers"
     kept = re.search(rf"{rewards} are kept in {partial}, the same command goes on", err)
     assert kept, err
     num_kept = int(kept[1])
-    assert 0 < num_kept < 1000
+    assert 0 < num_kept < 1500
     done = run_palate(*arguments, "--json")
     assert strict_json(done.out)["num_resumed"] == num_kept
     scored = [json.loads(line) for line in output.read_text().splitlines()]

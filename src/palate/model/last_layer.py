@@ -7,6 +7,7 @@ of L layers.
 Legend: T columns, Q queries (here the ends), H heads, D width.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -84,9 +85,13 @@ class _ShortLayer:
 def shorten(body: nn.Module) -> None:
     """Prepare the last layer. Raises LookupError where the body has no list of its layers."""
     layer = last_layer(body)
-    own = type(layer)
+    layer.__class__ = _short_class(type(layer))
+
+
+@cache
+def _short_class(own: type[nn.Module]) -> type[nn.Module]:
     # Its name is what wrappers that shard and checkpoint look for.
-    layer.__class__ = type(own.__name__, (_ShortLayer, own), {"__module__": own.__module__})
+    return type(own.__name__, (_ShortLayer, own), {"__module__": own.__module__})
 
 
 def lengthen(body: nn.Module) -> None:

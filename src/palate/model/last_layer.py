@@ -89,7 +89,7 @@ def shorten(body: nn.Module) -> None:
 
 
 @cache
-def _short_class(own: type[nn.Module]) -> type[nn.Module]:
+def _short_class(own: Any) -> Any:
     # Its name is what wrappers that shard and checkpoint look for.
     return type(own.__name__, (_ShortLayer, own), {"__module__": own.__module__})
 

@@ -85,7 +85,8 @@ class _ShortLayer:
 def shorten(body: nn.Module) -> None:
     """Prepare the last layer. Raises LookupError where the body has no list of its layers."""
     layer = last_layer(body)
-    layer.__class__ = _short_class(type(layer))
+    own: Any = type(layer)
+    layer.__class__ = _short_class(own)
 
 
 @cache

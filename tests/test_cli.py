@@ -29,6 +29,7 @@ from palate.pipeline.quickstart import (
 )
 from palate.preferences.settings import Source
 from palate.scoring.scorer import Scorer
+from palate.training.defaults import with_rates
 from tests.tiny import save_tiny
 
 PROMPT = "Question 3: which of the words stands for delta?"
@@ -544,3 +545,30 @@ def test_the_name_that_other_trainers_give_the_loss_leads_to_ours(
     assert "set objective.kind bradley-terry" in capsys.readouterr().err
     assert main(["train", *flags, "elo"]) == 2
     assert "log-exp" not in capsys.readouterr().err
+
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_a_configuration_that_prints_as_itself(
+    path: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What `--print_config` prints of it reads as an equal configuration."""
+    parser = parser_for("train", "", TrainConfig)
+    config, _ = parse(parser, TrainConfig, [str(path)])
+    assert main(["train", str(path), "--print_config"]) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capfd.readouterr().out)
+    again, _ = parse(parser_for("train", "", TrainConfig), TrainConfig, [str(printed)])
+    assert again == config
+    assert len(EXAMPLES) >= 8
+
+
+def test_the_example_of_a_size_leaves_its_rate_to_the_default_or_says_why() -> None:
+    """0.6 billion parameters get 2e-5; the comment of the example says so."""
+    path = next(path for path in EXAMPLES if path.stem == "qwen3_0.6b")
+    config, _ = parse(parser_for("train", "", TrainConfig), TrainConfig, [str(path)])
+    assert config.training.learning_rate == 0
+    assert with_rates(config.training, 600_000_000).learning_rate == 2e-5
+    assert "2e-5 at this size" in path.read_text()

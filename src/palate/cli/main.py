@@ -62,8 +62,8 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     module = import_module(MODULES.get(verb.split()[0], "palate.cli.verbs"))
     run: Callable[[list[str]], Printed] = getattr(module, f"run_{verb.replace(' ', '_')}")
     # Libraries print to stdout as they like; with --json it holds one object and nothing else.
-    asks_for_help = "--help" in arguments or "-h" in arguments
-    stdout = sys.stdout if asks_for_help else sys.stderr
+    asks_to_print = any(a.startswith(("--help", "--print_config")) or a == "-h" for a in arguments)
+    stdout = sys.stdout if asks_to_print else sys.stderr
     try:
         with contextlib.redirect_stdout(stdout):
             printed = run(arguments)

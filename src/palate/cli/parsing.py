@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import re
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, get_args, get_origin
@@ -26,7 +27,9 @@ def parser_for(verb: str, description: str, config_class: type) -> ArgumentParse
     """A parser whose flags and YAML keys are the fields of `config_class`."""
     parser = ArgumentParser(prog=f"palate {verb}", description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; flags override it")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    # Flags that are no part of the configuration: --print_config leaves out what has no default.
+    help_of_json = "print one JSON object on stdout"
+    parser.add_argument("--json", action="store_true", default=SUPPRESS, help=help_of_json)
     parser.add_class_arguments(config_class)
     return parser
 

@@ -25,11 +25,15 @@ def _metrics_text(metrics: Mapping[str, Estimate]) -> str:
 def run_train(arguments: list[str]) -> Printed:
     parser = parser_for("train", "Train a reward model from preferences.", TrainConfig)
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be trained, and stop"
+        "--dry-run",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="say what would be trained, and stop",
     )
     config, flags = parse(parser, TrainConfig, arguments)
-    result = train(config, dry_run=flags["dry_run"])
-    if flags["dry_run"]:
+    dry_run = flags.get("dry_run", False)
+    result = train(config, dry_run=dry_run)
+    if dry_run:
         return Printed(result.summary, {"dry_run": result.summary})
     return _trained(result)
 

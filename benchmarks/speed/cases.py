@@ -228,6 +228,14 @@ TRL_BY_CASE = {
     " max_length; length, the longer of the two, where batches are grouped by it",
     "environment": "HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY",
 }
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""Environment of both workers: memory that was freed is used again. By default glibc hands large
+blocks back to the system, and a padded step of 12 GB then spends half its time on page faults: a
+cost of this allocator, not of a layout."""
 PALATE_SETTINGS: dict[str, tuple[Any, str]] = {
     "learning_rate": (LEARNING_RATE, "TRL's default"),
     "head_learning_rate_factor": (1.0, "TRL has one rate"),
@@ -252,6 +260,7 @@ def settings_as_json() -> dict[str, Any]:
         "palate_not_default": {
             name: {"value": v, "why": why} for name, (v, why) in PALATE_SETTINGS.items()
         },
+        "environment_of_both": ALLOCATOR,
         "pipeline": "text-classification, function_to_apply none, best batch size of those tried",
         "cases": [asdict(case) for case in CASES],
     }

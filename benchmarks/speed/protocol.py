@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.speed.cases import ALLOCATOR
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,6 +43,7 @@ class Worker:
         self.name, self.log = module.rsplit(".", 1)[-1], log
         environment = {
             **os.environ,
+            **ALLOCATOR,
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",

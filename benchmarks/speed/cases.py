@@ -106,7 +106,7 @@ CASES: tuple[Case, ...] = (
         prompts_per_step=8,
         num_steps=3,
         warm_steps=1,
-        rounds=4,
+        rounds=8,
     ),
     TrainCase(
         name="train_hh_64_vs_trl",

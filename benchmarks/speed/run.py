@@ -10,7 +10,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,26 @@ def measure(flags: Flags) -> dict[str, Any]:
         "data": prepared,
         **kept(flags),
     }
+    for case in cases:
+        started = time.monotonic()
+        with both(flags, result) as bench:
+            row = row_of(case, bench)
+        row["minutes"] = (time.monotonic() - started) / 60
+        add(result["rows"], row)
+        write_json(flags.output, result)
+        say(line_of(row))
+    if flags.curve_steps:
+        with both(flags, result) as bench:
+            for curve in curves(bench, flags.curve_steps):
+                add(result["curves"], curve)
+                say(f"{curve['name']}: largest gap {curve['largest_gap']:.1e}")
+        write_json(flags.output, result)
+    return result
+
+
+@contextmanager
+def both(flags: Flags, result: dict[str, Any]) -> Iterator[Bench]:
+    """Both workers, for one row: they keep the memory that they once had."""
     log, threads = flags.work / "workers.log", flags.num_threads
     with (
         Worker(Path(sys.executable), "benchmarks.speed.ours", log, threads) as ours,
@@ -107,20 +128,7 @@ def measure(flags: Flags) -> dict[str, Any]:
             described = worker.ask("describe")
             result["versions"][side] = described["versions"]
             assert described["threads"] == threads, f"{side} runs {described['threads']} threads"
-        bench = Bench(ours, peer, flags.work)
-        for case in cases:
-            started = time.monotonic()
-            row = row_of(case, bench)
-            row["minutes"] = (time.monotonic() - started) / 60
-            add(result["rows"], row)
-            write_json(flags.output, result)
-            say(line_of(row))
-        if flags.curve_steps:
-            for curve in curves(bench, flags.curve_steps):
-                add(result["curves"], curve)
-                say(f"{curve['name']}: largest gap {curve['largest_gap']:.1e}")
-            write_json(flags.output, result)
-    return result
+        yield Bench(ours, peer, flags.work)
 
 
 def kept(flags: Flags) -> dict[str, list[dict[str, Any]]]:

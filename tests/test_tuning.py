@@ -228,8 +228,10 @@ def test_the_suggested_rate_trains_a_model_and_the_diverging_one_does_not(tmp_pa
     found = find_learning_rate(model, add_gradient, 32, training, TuneSettings(highest_rate=10))
     assert found.suggested is not None
     assert found.diverged_at is not None
-    assert trained_loss(model, add_gradient, found.suggested, 32) < found.first_loss / 2
-    assert trained_loss(model, add_gradient, found.diverged_at, 32) > found.first_loss
+    suggested = trained_loss(model, add_gradient, found.suggested, 32)
+    assert suggested < found.first_loss / 2
+    # Where a diverging run stands after 25 steps is chance; that it learned as much is not.
+    assert trained_loss(model, add_gradient, found.diverged_at, 32) > 1.5 * suggested
 
 
 # Gradients, and the model given back

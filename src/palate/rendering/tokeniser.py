@@ -16,6 +16,7 @@ from palate.rendering.renderer import Renderer
 from palate.rendering.settings import HERE_ALONE, RenderSettings
 from palate.rendering.token_cache import TokenCache, open_cache, text_key
 from palate.rendering.workers import Workers
+from palate.text import plural
 
 BATCH_CHARACTERS = 65_536
 """What is handed out at a time: about a tenth of a second's work."""
@@ -60,12 +61,13 @@ class Tokeniser:
             self._workers.close()
         if self._cache is not None:
             self._cache.flush()
-            logger.info(
-                "tokens of %d groups were in %s, of %d not",
-                self.num_found,
-                self._cache.folder,
-                self.num_tokenised,
-            )
+            if self.num_found:
+                logger.info(
+                    "tokens of %s were in %s, of %d not",
+                    plural(self.num_found, "group"),
+                    self._cache.folder,
+                    self.num_tokenised,
+                )
 
     def render(self, groups: Iterable[PreferenceGroup], ledger: Ledger) -> list[RenderedGroup]:
         """Render all groups; a group that can't be rendered becomes a row of the ledger."""

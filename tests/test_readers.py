@@ -834,7 +834,7 @@ def test_a_json_list_that_is_cut_keeps_its_rows_and_says_where(tmp_path: Path) -
         ("file", 2, "cut or damaged after this line"),
     ]
     message = refusal(lambda: read_bytes(tmp_path, "none.json", as_json([PAIR])[:-20]))
-    assert "none.json:1" in message
+    assert "none.json, row 1" in message
     assert "malformed JSON" in message
 
 

@@ -234,8 +234,8 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 """Environment of both workers: memory that was freed is used again. By default glibc hands large
-blocks back to the system, and a padded step of 12 GB then spends half its time on page faults: a
-cost of this allocator, not of a layout."""
+blocks back to the system and gets them anew, page by page, at every step: a cost of this allocator,
+not of a layout."""
 PALATE_SETTINGS: dict[str, tuple[Any, str]] = {
     "learning_rate": (LEARNING_RATE, "TRL's default"),
     "head_learning_rate_factor": (1.0, "TRL has one rate"),

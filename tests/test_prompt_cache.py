@@ -45,6 +45,27 @@ def test_what_reads_more_than_the_end_has_no_cache() -> None:
     assert not can_cache(RewardModel(tiny_transformer("bert"), "rows"))
 
 
+def test_a_body_whose_cache_is_not_exact_computes_the_prompt_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cache that forgets the prompt's last key: the check finds it, and rewards stay right."""
+    keep = PromptCache._keep_prompt
+
+    def forgetful(self: PromptCache) -> None:
+        keep(self)
+        for layer in self.cache.layers:
+            layer.keys = torch.cat([layer.keys[:, :, :-1], layer.keys[:, :, :1]], dim=2)
+
+    monkeypatch.setattr(PromptCache, "_keep_prompt", forgetful)
+    model = fast("llama")
+    assert not can_cache(model)
+    scorer = Scorer(model, tiny_renderer(), None, tokens_per_microbatch=500)
+    sequences = answers_to(answers_to([], [80])[0], [10] * 90)
+    with torch.inference_mode():
+        truth = alone(model.transformer, sequences)
+    assert (torch.tensor(scorer.score_ids(sequences)) - truth).abs().max() < REWARD_TOLERANCE
+
+
 def count_tokens(model: RewardModel) -> list[int]:
     """Tokens of each pass through the body, in a list that grows."""
     counts: list[int] = []
@@ -66,6 +87,7 @@ def test_three_hundred_answers_compute_their_prompt_once() -> None:
     order = np.random.default_rng(0).permutation(len(sequences)).tolist()
     with torch.inference_mode():
         truth = alone(model.transformer, sequences)[order]
+    assert can_cache(model), "checked once, before anything is counted"
     counts = count_tokens(model)
     rewards = torch.tensor(scorer.score_ids([sequences[index] for index in order]))
     assert (rewards - truth).abs().max() < REWARD_TOLERANCE

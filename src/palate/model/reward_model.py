@@ -111,6 +111,8 @@ class RewardModel(nn.Module):
         """How a tree's attention is computed; all equal `dense`. Set by `palate.model.faster`."""
         self.shortened = False
         """Whether the last layer is computed only where it is pooled."""
+        self.cache_is_exact: bool | None = None
+        """Whether a prompt's keys and values can be kept; None = not checked yet."""
         self.learned = nn.ParameterDict()
         """What the objective learns (tie width, ...): trained and resumed, never exported."""
         # Wrappers that shard read this from the outermost module.

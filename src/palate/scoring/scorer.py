@@ -121,9 +121,9 @@ class Scorer:
         if self.model.layout == "rows":
             return self._of_groups([[ids] for ids in ordered])
         groups = groups_by_opening(ordered, budget)
-        if not can_cache(self.model):
-            return self._of_groups(groups)
         found = families(groups, budget)
+        if all(not family.prompt for family in found) or not can_cache(self.model):
+            return self._of_groups(groups)
         alone = iter(self._of_groups([f.groups[0] for f in found if not f.prompt]))
         rewards: list[float] = []
         for family in found:

@@ -460,6 +460,16 @@ def test_dropped_attention_weights_need_the_dense_mask() -> None:
         choose_attention("dropout", model, "blocks")
 
 
+@pytest.mark.parametrize("path", ["varlen", "flex"])
+def test_a_path_for_cuda_is_refused_without_it(
+    path: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = RewardModel(tiny_transformer("llama"), "tree")
+    with pytest.raises(PalateError, match=f"attention {path} needs a CUDA device; leave it"):
+        choose_attention("llama", model, path)
+
+
 def test_stepping_aside_leaves_no_trace() -> None:
     model = RewardModel(tiny_transformer("gemma2"), "tree")
     own = type(last_layer(model.body))

@@ -72,7 +72,7 @@ class Packing:
 
 
 def plan_groups(groups: Sequence[Sequence[Ids]], packing: Packing) -> list[Plan]:
-    """Plans that hold every group once; the largest microbatches first."""
+    """Plans that hold every group once."""
     if packing.layout == "rows":
         return plan_rows(groups, packing.tokens_per_microbatch, packing.pad_id)
     if packing.one_row:
@@ -144,8 +144,8 @@ class _Stand:
 def _stands(groups: Sequence[Sequence[Ids]], tokens_per_microbatch: int) -> list[_Stand]:
     """A tree for each group; groups that begin alike share one while it stays within the budget.
 
-    Alike is: the shared beginning is at least half of the shorter group's common prefix, which is
-    so for groups of one prompt and not for those that share a system prompt.
+    Alike is: their first sequences begin with the same tokens for half of the shorter one or more,
+    which is so for groups of one long prompt and not for those that share a system prompt.
     """
     order = sorted(range(len(groups)), key=lambda index: min(map(tuple, groups[index])))
     stands: list[_Stand] = []

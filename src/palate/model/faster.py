@@ -17,10 +17,12 @@ def choose_attention(name: str, model: RewardModel, wanted: Attention) -> None:
     """Give a model of layout `tree` its attention, and the last layer at the ends where that holds.
 
     What runs on a GPU alone is checked by `check_on_device` once the model is there. Raises
-    PalateError where a path is named and not exact.
+    PalateError where a path is named that is not exact, or needs a device that is not there.
     """
     if wanted == "dense":
         return
+    if wanted in ("varlen", "flex") and not torch.cuda.is_available():
+        raise PalateError(f"body.attention {wanted} needs a CUDA device; leave it at auto")
     reason = _enable(model, wanted)
     if reason is None:
         _shorten_where_exact(model)

@@ -10,7 +10,6 @@ Legend: T columns, Q queries (here the ends), H heads, D width.
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -109,7 +108,3 @@ def last_layer(body: nn.Module) -> nn.Module:
     if not lists:
         raise LookupError("it keeps no list of its layers")
     return lists[0][-1]
-
-
-def column_tensor(column_Q: Any, device: torch.device) -> Tensor:
-    return torch.as_tensor(column_Q, dtype=torch.int64, device=device)

@@ -3,13 +3,12 @@
 import re
 import unicodedata
 
-_SPACES = re.compile(r"\s+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def normalise(text: str) -> str:
     """NFKC, case-folded, each run of white space one space, ends stripped: to compare prompts."""
-    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def first_surrogate(text: str) -> int | None:

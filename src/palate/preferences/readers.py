@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from palate.artifacts.ledger import Ledger
+from palate.artifacts.progress import progress
 from palate.errors import PalateError, SourceError
+from palate.preferences.annotator_weights import weighed
 from palate.preferences.counting import count
 from palate.preferences.files.rows import iter_rows
 from palate.preferences.formats.argilla import question_of_source
@@ -63,6 +65,8 @@ class GroupStream:
     in refusing it."""
     voters: set[str] = field(default_factory=set)
     """Those of `annotator_weights` who have voted so far."""
+    annotator_weights: Mapping[str, float] = field(default_factory=dict)
+    """Those in use: stated, or what `annotator_cap` and `reliability` came to."""
     _num_groups: list[int] = field(default_factory=lambda: [0])
 
     def __iter__(self) -> Iterator[PreferenceGroup]:
@@ -88,6 +92,8 @@ class Reading:
     """Path or hub id to what showed its format."""
     heeds: frozenset[str] = frozenset()
     """Settings (of `VoteSettings`, and `rating`) that could change a group."""
+    annotator_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Path or hub id to the weights that `annotator_cap` and `reliability` came to."""
 
     @property
     def num_rows(self) -> int:
@@ -96,7 +102,14 @@ class Reading:
 
     def summary(self) -> str:
         named = ", ".join(f"{source}: {name}" for source, name in self.formats.items())
-        return f"format {named}\n{self.ledger.summary(self.num_rows)}"
+        weighed = "".join(
+            f"weights of annotators in {source}: "
+            + ", ".join(f"{name} {weight:.3g}" for name, weight in list(weights.items())[:20])
+            + (f" and {len(weights) - 20} more" if len(weights) > 20 else "")
+            + "\n"
+            for source, weights in self.annotator_weights.items()
+        )
+        return f"format {named}\n{weighed}{self.ledger.summary(self.num_rows)}"
 
 
 def read(
@@ -112,6 +125,7 @@ def read(
     formats: dict[str, str] = {}
     reasons: dict[str, str] = {}
     heeds: set[str] = set()
+    weights: dict[str, Mapping[str, float]] = {}
     for name, source in named_sources(sources).items():
         if source.path in formats:
             raise PalateError(f"{source.path}: named twice among the data")
@@ -121,7 +135,9 @@ def read(
         formats[source.path] = stream.format
         reasons[source.path] = stream.why
         heeds |= stream.heeds - set(source.own_votes())
-    reading = Reading(tuple(groups), ledger, formats, reasons, frozenset(heeds))
+        if stream.annotator_weights != settings.of(source).votes.annotator_weights:
+            weights[source.path] = stream.annotator_weights
+    reading = Reading(tuple(groups), ledger, formats, reasons, frozenset(heeds), weights)
     ledger.check(reading.num_rows)
     refuse_beside(heeds, list(formats), settings)
     return reading
@@ -225,6 +241,8 @@ def iter_groups(
     format, why = _choose_format(source.path, first, settings, ledger)
     if format == "argilla" and not settings.rating:
         settings = replace(settings, rating=_question(source.path, first, settings))
+    if settings.votes.annotator_cap or settings.votes.reliability:
+        settings = replace(settings, votes=_weighed(source.path, format, settings))
     heeds: set[str] = set()
     voters: set[str] = set()
     parsed = _parse(source.path, format, chain(first, raw), settings, ledger, heeds)
@@ -233,7 +251,20 @@ def iter_groups(
     )
     name = name or source.path
     named = (_named(group, name, source.weight) for group in groups)
-    return GroupStream(source.path, name, format, why, named, ledger, heeds, voters)
+    weights = settings.votes.annotator_weights
+    return GroupStream(source.path, name, format, why, named, ledger, heeds, voters, weights)
+
+
+def _weighed(source: str, format: str, settings: ReadSettings) -> VoteSettings:
+    """The vote settings with the annotators' weights that the whole source comes to."""
+    raw = iter_rows(source, Ledger(), settings.hub_split)
+    rows = _parse(source, format, raw, settings, Ledger(), set())
+    try:
+        return weighed(settings.votes, progress(rows, "count votes"))
+    except SourceError:
+        raise
+    except PalateError as error:
+        raise PalateError(f"{source}: {error}") from error
 
 
 def _heard(rows: Iterable[Parsed], settings: ReadSettings, voters: set[str]) -> Iterator[Parsed]:

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Literal
 
@@ -18,7 +18,8 @@ ROUNDING = 8 * sys.float_info.epsilon
 """Relative to the ratings: 0.3 - 0.2 is below 0.1, and a mean of decimals beside its own value."""
 MISSING_CELLS = frozenset({"", "na", "n/a", "#n/a", "nan", "none", "null", "-"})
 """What tables write, in any case, where an annotator has not voted."""
-HEEDED_BY_VOTES = frozenset({"target", "prior", "annotator_weights"})
+HEEDED_BY_NAMED_VOTES = frozenset({"annotator_cap", "reliability"})
+HEEDED_BY_VOTES = frozenset({"target", "prior", "annotator_weights"}) | HEEDED_BY_NAMED_VOTES
 """Settings that change what is made of votes."""
 HEEDED_BY_STRENGTH = frozenset({"margin_per_strength", "scale_by_strength"})
 HEEDED_BY_RATINGS = HEEDED_BY_STRENGTH | {"min_gap", "equal"}
@@ -36,6 +37,19 @@ class VoteSettings:
     annotator_weights: dict[str, float] = field(default_factory=dict)
     """Votes that one vote of this annotator counts as; annotators not named count 1, 0 leaves an
     annotator out."""
+    annotator_cap: float = 0.0
+    """Largest share of a source's votes that one annotator's may be, counted with their weights: of
+    those above it each vote counts less, so that they come down to it exactly (0.2: a fifth). 0 =
+    no cap. Reads the source twice."""
+    reliability: bool = False
+    """Weigh annotators by how reliable they have been: by the log-odds that their vote is right,
+    from one-coin Dawid-Skene over the source. Reads the source twice, and holds its votes."""
+    weigh: Literal["votes", "comparisons"] = "votes"
+    """What annotator_weights change. votes: k and n are sums of weights, and a lone light vote
+    makes a softer label. comparisons: the label is that of as many equal votes as the weights are
+    worth, and the comparison's weight is the mean of its votes' weights (each by itself weighted):
+    a lone vote's label stays, and its loss counts less. annotator_cap and reliability always do
+    that."""
     missing: Literal["no_vote", "tie"] = "no_vote"
     """What an annotator's empty cell or empty score means: nothing, or that neither was better."""
     labels: Labels = "one_two"
@@ -78,6 +92,25 @@ class VoteSettings:
             raise PalateError(
                 "read.votes.annotator_weights has no effect: every weight is 1, as without it"
             )
+        self._check_weighing()
+
+    def _check_weighing(self) -> None:
+        if not 0 <= self.annotator_cap < 1:
+            raise PalateError(
+                f"read.votes.annotator_cap is {self.annotator_cap}, must be 0 (no cap) or a share"
+                " below 1"
+            )
+        finds = "annotator_cap" if self.annotator_cap else "reliability" if self.reliability else ""
+        if finds and self.annotator_weights:
+            raise PalateError(
+                f"read.votes: annotator_weights states the weights that {finds} would find; set one"
+                " of them"
+            )
+        if finds and self.weigh != "votes":
+            raise PalateError(
+                f"read.votes.weigh {self.weigh} has no effect with {finds}, which weighs"
+                " comparisons by itself; leave it out"
+            )
 
 
 def vote_probability(num_for: float, num_against: float, prior: float = 0.5) -> float:
@@ -99,15 +132,31 @@ class Tally:
     strength: float | None
     """Mean strength, signed towards the first (weighted as the votes); None where no vote on the
     pair states one."""
+    sum_squares: float
+    """Of the weights."""
 
     @property
     def num_votes(self) -> float:
         return self.num_first + self.num_second + self.num_ties
 
+    @property
+    def weight(self) -> float:
+        """sum w^2 / sum w, the mean weight, each weighted by itself: w for a lone vote, and a vote
+        whose weight goes to 0 goes out of it as if it weren't there."""
+        return self.sum_squares / self.num_votes
+
+    def as_equal_votes(self) -> "Tally":
+        """The same as (sum w)^2 / sum w^2 votes, the number of equal ones that are worth as much
+        (effective sample size, Kish 1965)."""
+        num_first, num_second, num_ties = (
+            number / self.weight for number in (self.num_first, self.num_second, self.num_ties)
+        )
+        return replace(self, num_first=num_first, num_second=num_second, num_ties=num_ties)
+
 
 def tally(first: int, second: int, votes: Sequence[Vote], weights: Mapping[str, float]) -> Tally:
     """Count the votes that compare two responses, of which `first` is the lower index."""
-    num_first = num_second = num_ties = 0.0
+    num_first = num_second = num_ties = sum_squares = 0.0
     strength_sum = strength_weight = 0.0
     for vote in votes:
         sign = vote.outcomes().get((first, second))
@@ -117,12 +166,13 @@ def tally(first: int, second: int, votes: Sequence[Vote], weights: Mapping[str, 
         num_first += weight * (sign > 0)
         num_second += weight * (sign < 0)
         num_ties += weight * (sign == 0)
+        sum_squares += weight**2
         # Strength is about the first of a ranking; it says nothing on a pair further down.
         if vote.strength is not None and {first, second} & set(vote.ranking[0]):
             strength_sum += weight * sign * abs(vote.strength)
             strength_weight += weight
     strength = strength_sum / strength_weight if strength_weight else None
-    return Tally(num_first, num_second, num_ties, strength)
+    return Tally(num_first, num_second, num_ties, strength, sum_squares)
 
 
 def comparisons_from_votes(
@@ -133,13 +183,17 @@ def comparisons_from_votes(
     Contradictory votes are kept as a probability near 0.5. `tie` is the share of tie votes. A
     pair's strength is the mean over its votes, signed towards the better side and at least 0: few
     strong votes against many weak ones leave the winner without any. Where all votes are ties there
-    is no strength to scale a weight by, and it is 1 as that of any tie.
+    is no strength to scale a weight by, and it is 1 as that of any tie. With `weigh` comparisons
+    the weight is times the mean weight of the votes (`Tally.weight`).
     """
     made: list[Comparison] = []
     for first, second in combinations(range(num_responses), 2):
         count = tally(first, second, votes, settings.annotator_weights)
-        if count.num_votes == 0:
+        if count.sum_squares == 0:  # nobody with a weight
             continue
+        factor = 1.0
+        if settings.weigh == "comparisons":
+            factor, count = count.weight, count.as_equal_votes()
         first_leads = count.num_first >= count.num_second
         better, worse = (first, second) if first_leads else (second, first)
         most, fewest = sorted((count.num_first, count.num_second), reverse=True)
@@ -147,7 +201,7 @@ def comparisons_from_votes(
         strength = max(0.0, towards_first if first_leads else -towards_first)
         only_ties = count.num_first == count.num_second == 0
         scaled = settings.scale_by_strength and count.strength is not None and not only_ties
-        weight = strength if scaled else 1.0
+        weight = factor * (strength if scaled else 1.0)
         if settings.target == "majority":
             if most == fewest or count.num_ties > most:
                 continue
@@ -171,11 +225,14 @@ def heeded_by_votes(votes: Sequence[Vote], settings: VoteSettings) -> frozenset[
     """Names of the settings that could change what `comparisons_from_votes` makes of these."""
     if not votes:
         return frozenset()
+    heeded = HEEDED_BY_VOTES | ({"weigh"} if settings.annotator_weights else set())
+    if not any(vote.annotator for vote in votes):
+        heeded -= HEEDED_BY_NAMED_VOTES
     if all(vote.strength is None for vote in votes):
-        return HEEDED_BY_VOTES
+        return heeded
     # A probability takes no margin.
     without = set() if settings.target == "majority" else {"margin_per_strength"}
-    return HEEDED_BY_VOTES | (HEEDED_BY_STRENGTH - without)
+    return heeded | (HEEDED_BY_STRENGTH - without)
 
 
 def tie_between(first: int, second: int) -> Comparison:

@@ -46,6 +46,9 @@ class Sidecar:
     temperature: Mapping[str, Any] | None = None
     """value, whether it is a bound of its fit (it then calibrates nothing), and the split, prompts
     and clusters that it was fitted on."""
+    length_calibration: Mapping[str, Any] | None = None
+    """A curve of reward on log(1 + words) and the share of it that is subtracted where it is asked
+    for; never in the stored rewards and weights."""
     reference_scores: tuple[Mapping[str, Any], ...] = ()
     """prompt, response, reward: scored again when the model is loaded."""
     data_sha256: Mapping[str, str] = field(default_factory=dict)

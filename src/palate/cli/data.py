@@ -18,7 +18,7 @@ _WITHOUT_VALUE = ("--json", "--help", "-h")
 def run_data_inspect(arguments: list[str]) -> Printed:
     description = "Say what preference files hold. FILE... may stand before or between the flags."
     parser = parser_for("data inspect", description, InspectConfig)
-    config, _ = parse(parser, InspectConfig, _with_files(arguments))
+    config, _ = parse(parser, InspectConfig, with_files(arguments))
     found = inspect_sources(config)
     width = min(MAX_WIDTH, shutil.get_terminal_size().columns)
     rule = "\n" + "=" * width + "\n"
@@ -28,7 +28,7 @@ def run_data_inspect(arguments: list[str]) -> Printed:
     )
 
 
-def _with_files(arguments: Sequence[str]) -> list[str]:
+def with_files(arguments: Sequence[str]) -> list[str]:
     """The same with names of files that stand for themselves put into `--data`."""
     files: list[str] = []
     flags: list[str] = []
@@ -46,7 +46,7 @@ def _with_files(arguments: Sequence[str]) -> list[str]:
 def run_data_convert(arguments: list[str]) -> Printed:
     description = "Write preferences in another format. FILE... may stand before the flags."
     parser = parser_for("data convert", description, ConvertConfig)
-    config, _ = parse(parser, ConvertConfig, _with_files(arguments))
+    config, _ = parse(parser, ConvertConfig, with_files(arguments))
     result = convert(config)
     formats = ", ".join(f"{source}: {name}" for source, name in result.formats.items())
     as_text_note = (

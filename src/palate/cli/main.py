@@ -18,18 +18,24 @@ VERBS = {
     "plan": "say what a training run will cost: tokens, FLOPs, memory, time",
     "tune": "suggest a learning rate and a number of prompts a step",
     "evaluate": "measure a reward model on held-out preferences",
+    "calibrate": "fit a length calibration for a trained model on a pool of preferences",
     "score": "score a file of answers",
     "rank": "rank answers to one prompt",
     "compare": "probability that one answer is preferred to another",
     "data inspect": "say what a preference file holds: format, rows, lengths, votes, three groups",
     "data convert": "write preferences as canonical JSONL, TRL's preference format or Parquet",
+    "audit": "find what is wrong with preference data before it is trained on",
+    "simulate": "write preferences whose true reward is known, with a fault or without",
     "runs": "list runs with their metrics",
     "runs diff": "what differs between two runs: data, configuration, versions, metrics",
 }
 MODULES = {
+    "audit": "palate.cli.audit",
+    "calibrate": "palate.cli.calibrate",
     "data": "palate.cli.data",
     "plan": "palate.cli.plan",
     "runs": "palate.cli.runs",
+    "simulate": "palate.cli.simulate",
     "tune": "palate.cli.tune",
 }
 """Modules of the verbs that are not in `palate.cli.verbs`, by their first word. Only the verb's own
@@ -40,7 +46,8 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; 0 on success, 1 on failure, 2 on wrong usage, 130 after Ctrl-C."""
+    """Run a verb; 0 on success, 1 on failure and where what it found is one, 2 on wrong usage, 130
+    after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -75,6 +82,7 @@ def _guarded(verb: str, arguments: list[str]) -> int:
             printed = run(arguments)
         if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
             print(json.dumps(printed.json) if "--json" in arguments else printed.text, flush=True)
+        return printed.exit_code
     except PalateError as error:
         print(f"palate {verb}: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_ERROR
@@ -91,7 +99,6 @@ def _guarded(verb: str, arguments: list[str]) -> int:
         return 128 + stopped.signal
     finally:
         _leave_process_group()
-    return 0
 
 
 def _leave_process_group() -> None:

@@ -11,3 +11,5 @@ class Printed:
 
     text: str
     json: Mapping[str, Any]
+    exit_code: int = 0
+    """Other than 0 where the verb did its work and what it found is a failure."""

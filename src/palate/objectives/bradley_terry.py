@@ -91,19 +91,26 @@ def at_least_float32(reward_N: Tensor) -> Tensor:
     return reward_N if reward_N.dtype == torch.float64 else reward_N.float()
 
 
-def reward_difference(reward_N: Tensor, batch: ComparisonBatch) -> Tensor:
-    """reward(better) - reward(worse) of each comparison, shape C."""
+def reward_difference(
+    reward_N: Tensor, batch: ComparisonBatch, shift_C: Tensor | None = None
+) -> Tensor:
+    """reward(better) - reward(worse) of each comparison, shape C; plus `shift_C`, what the logit
+    has besides."""
     reward_N = at_least_float32(reward_N)
-    return reward_N[batch.better_C] - reward_N[batch.worse_C]
+    difference_C = reward_N[batch.better_C] - reward_N[batch.worse_C]
+    return difference_C if shift_C is None else difference_C + shift_C
 
 
 def comparison_losses(
-    reward_N: Tensor, batch: ComparisonBatch, scale_C: Tensor | float = 1.0
+    reward_N: Tensor,
+    batch: ComparisonBatch,
+    scale_C: Tensor | float = 1.0,
+    shift_C: Tensor | None = None,
 ) -> Tensor:
     """Unweighted loss of each comparison, shape C: -[p log s(d - m) + (1 - p) log s(-d)].
 
-    d = scale * (reward(better) - reward(worse)), s the logistic function, p the target, m the
-    margin (Bradley and Terry 1952; margin as in Llama 2, 2307.09288, eq. 2). Computed in float32
+    d = scale * (reward(better) - reward(worse) + shift), s the logistic function, p the target, m
+    the margin (Bradley and Terry 1952; margin as in Llama 2, 2307.09288, eq. 2). In float32
     with logsigmoid, which stays finite for any d. The derivative in d is (1 - p) s(d) - p s(m - d).
 
     Optimum of one comparison: without margin d = log(p / (1 - p)); with a margin and p = 1 none is
@@ -111,17 +118,19 @@ def comparison_losses(
     d = log((1 - e) / e) (Szegedy et al. 2016, 1512.00567). Weights move no optimum of one
     comparison; of two that contradict each other, with weights u and v, it is d = log(u / v).
     """
-    difference_C = scale_C * reward_difference(reward_N, batch)
+    difference_C = scale_C * reward_difference(reward_N, batch, shift_C)
     won_C = batch.target_C * logsigmoid(difference_C - batch.margin_C)
     lost_C = (1 - batch.target_C) * logsigmoid(-difference_C)
     return -(won_C + lost_C)
 
 
-def bradley_terry(reward_N: Tensor, batch: ComparisonBatch) -> Tensor:
+def bradley_terry(
+    reward_N: Tensor, batch: ComparisonBatch, shift_C: Tensor | None = None
+) -> Tensor:
     """Sum over prompts of (sum of weight * loss over the prompt's comparisons / their number).
 
     The caller divides by the number of prompts of the whole step, so any division into
     microbatches and processes gives the same gradient. A prompt with 36 comparisons weighs as much
     as one with 1.
     """
-    return (batch.weight_C * comparison_losses(reward_N, batch)).sum()
+    return (batch.weight_C * comparison_losses(reward_N, batch, shift_C=shift_C)).sum()

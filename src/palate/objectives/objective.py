@@ -1,6 +1,6 @@
 """An objective: what it needs from the training data, its batches and its loss.
 
-Legend: N responses, C comparisons, A annotators, G prompts.
+Legend: N responses, C comparisons, A annotators, G prompts, F covariates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,7 @@ from palate.objectives.annotators import (
 from palate.objectives.bradley_terry import ComparisonBatch, at_least_float32, bradley_terry
 from palate.objectives.checks import check_data, tie_share
 from palate.objectives.hinge import hinge_losses
+from palate.objectives.nuisance import Nuisance, nuisance_penalty, nuisance_shift
 from palate.objectives.plackett_luce import RankingBatch, plackett_luce
 from palate.objectives.rankings import num_answers, rankings_of
 from palate.objectives.regression import ASSUMPTIONS, RatingBatch, RatingScale, rated, regression
@@ -43,7 +44,7 @@ from palate.rendering import RenderedGroup
 class TieModel:
     """A loss with a learned width, and what the width means."""
 
-    losses: Callable[[Tensor, Tensor, ComparisonBatch], Tensor]
+    losses: Callable[[Tensor, Tensor, ComparisonBatch, Tensor | None], Tensor]
     log_width: Callable[[float], float]
     """From the share of ties."""
     tie_probability: Callable[[float], float]
@@ -55,6 +56,7 @@ TIE_MODELS: dict[Kind, TieModel] = {
     "rao-kupper": TieModel(rao_kupper_losses, rao_kupper_log_width, rao_kupper_tie_probability),
 }
 TIE_WIDTH, SCALES, OFFSET = "tie_log_width", "annotator_log_scale", "rating_offset"
+NUISANCE = "nuisance_weight"
 """Names of the learned parameters."""
 
 
@@ -71,6 +73,8 @@ class ObjectiveBatch:
     comparisons: ComparisonBatch
     other: VoteBatch | RankingBatch | RatingBatch | None = None
     """What the loss reads where that isn't the comparisons."""
+    covariate_CF: Tensor | None = None
+    """Differences of the nuisance covariates, standardised; None without nuisance terms."""
 
     def to(self, device: torch.device) -> "ObjectiveBatch":
         return ObjectiveBatch(
@@ -79,6 +83,7 @@ class ObjectiveBatch:
             self.share_N.to(device),
             self.comparisons.to(device),
             None if self.other is None else self.other.to(device),
+            None if self.covariate_CF is None else self.covariate_CF.to(device),
         )
 
 
@@ -113,6 +118,9 @@ class Objective:
             self.annotators = Annotators.of(groups)
             self.initial = {SCALES: torch.zeros(len(self.annotators.num_votes))}
             self.warnings = (*_annotator_warnings(self.annotators), *_beside_warnings(groups))
+        self.nuisance = Nuisance.of(settings, groups) if settings.nuisance else None
+        if self.nuisance is not None:
+            self.initial[NUISANCE] = torch.from_numpy(self.nuisance.initial_F).float()
 
     def batch(self, groups: Sequence[RenderedGroup]) -> ObjectiveBatch:
         """Rewards are in the order of the groups' sequences."""
@@ -137,7 +145,8 @@ class Objective:
         prompt_N = torch.arange(len(groups)).repeat_interleave(size_G)
         counted = (comparisons if other is None else other).counted_responses()
         num_counted = len(set(prompt_N[counted].tolist()))
-        return ObjectiveBatch(len(groups), num_counted, share_N, comparisons, other)
+        covariate_CF = self.nuisance.differences(groups) if self.nuisance else None
+        return ObjectiveBatch(len(groups), num_counted, share_N, comparisons, other, covariate_CF)
 
     def check_validation(self, sets: Mapping[str, Sequence[RenderedGroup]]) -> None:
         """Raises PalateError for a set that this objective can't measure or that says nothing to
@@ -177,6 +186,9 @@ class Objective:
             votes = self.annotators.num_all
             penalty = scale_penalty(learned[SCALES], batch.other.share_A, votes)
             loss = loss + batch.num_prompts * penalty
+        if self.nuisance is not None:
+            prior = nuisance_penalty(learned[NUISANCE], self.nuisance.num_groups)
+            loss = loss + batch.num_prompts * prior
         return loss
 
     def mean_loss(
@@ -190,8 +202,13 @@ class Objective:
     def data_loss(
         self, reward_N: Tensor, batch: ObjectiveBatch, learned: Mapping[str, Tensor] = {}
     ) -> Tensor:
-        """The loss without regularisers and prior: what validation compares."""
+        """The loss without regularisers and prior: what validation compares. Nuisance terms are in
+        it: the labels of a validation set are biased as those of training are, and without the
+        terms it would choose the checkpoint whose reward has learned the bias."""
         settings, comparisons = self.settings, batch.comparisons
+        shift_C = None
+        if batch.covariate_CF is not None:
+            shift_C = nuisance_shift(learned[NUISANCE], batch.covariate_CF, reward_N)
         match batch.other:
             case VoteBatch() as votes:
                 return scaled_bradley_terry(reward_N, learned[SCALES], votes)
@@ -200,11 +217,12 @@ class Objective:
             case RatingBatch() as ratings:
                 return regression(reward_N, learned[OFFSET], ratings)
         if settings.kind in TIE_MODELS:
-            losses_C = TIE_MODELS[settings.kind].losses(reward_N, learned[TIE_WIDTH], comparisons)
+            losses = TIE_MODELS[settings.kind].losses
+            losses_C = losses(reward_N, learned[TIE_WIDTH], comparisons, shift_C)
         elif settings.kind == "hinge":
             losses_C = hinge_losses(reward_N, settings.hinge_margin, comparisons)
         else:
-            return bradley_terry(reward_N, comparisons)
+            return bradley_terry(reward_N, comparisons, shift_C)
         return (comparisons.weight_C * losses_C).sum()
 
     def mean_square_scale(self, learned: Mapping[str, Tensor]) -> Tensor:
@@ -218,24 +236,27 @@ class Objective:
 
     def describe(self, learned: Mapping[str, Tensor]) -> dict[str, Any]:
         """The learned parameters for people, by names in words; JSON can hold the values."""
+        found: dict[str, Any] = {}
         if TIE_WIDTH in learned:
             log_width = float(learned[TIE_WIDTH])
             model = TIE_MODELS[self.settings.kind]
-            return {
+            found = {
                 "tie width": float(learned[TIE_WIDTH].exp()),
                 "probability of a tie at equal rewards": model.tie_probability(log_width),
             }
         if SCALES in learned:
             scale_A = centred(learned[SCALES], self.annotators.vote_share).exp()
             names = self.annotators.num_votes
-            return {"annotators' scales": dict(zip(names, scale_A.tolist(), strict=True))}
+            found = {"annotators' scales": dict(zip(names, scale_A.tolist(), strict=True))}
         if OFFSET in learned:
-            return {
+            found = {
                 "rating of reward 0": self.scale.mean
                 + float(learned[OFFSET]) * self.scale.deviation,
                 "rating per unit of reward": self.scale.deviation,
             }
-        return {}
+        if self.nuisance is not None:
+            found |= self.nuisance.describe(learned[NUISANCE])
+        return found
 
 
 def _ranking_warnings(groups: Sequence[RenderedGroup]) -> tuple[str, ...]:

@@ -1,10 +1,12 @@
 """Which objective, and its options."""
 
+import difflib
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from palate.errors import PalateError
+from palate.objectives.covariates import NUISANCES
 
 Ties = Literal["half", "drop"]
 """What a loss that knows no ties makes of tie votes: half a win each, or nothing."""
@@ -41,6 +43,10 @@ class ObjectiveSettings:
     annotators: Literal["pooled", "scaled"] = "pooled"
     """scaled: each annotator's votes have a learned scale, so that noise weighs less; needs
     votes. Bradley-Terry only."""
+    nuisance: tuple[str, ...] = ()
+    """What the annotators may go by besides quality: log_length, markdown, markdown_amount,
+    closing, opener, agreement, hedge, confidence, first_shown. Each has a learned weight in the
+    logit and none in the reward (docs/fixes.md). Bradley-Terry, Davidson and Rao-Kupper only."""
     centring: float = 0.0
     """Weight of the mean squared sum of the two rewards of a comparison; 0 = none."""
     sum_to_zero: float = 0.0
@@ -70,10 +76,29 @@ class ObjectiveSettings:
             ("hinge_margin", 1.0, ("hinge",)),
             ("top_k", 0, ("plackett-luce",)),
             ("annotators", "pooled", ("bradley-terry",)),
+            ("nuisance", (), ("bradley-terry", "davidson", "rao-kupper")),
         ):
             value = getattr(self, name)
             if value != unset and self.kind not in kinds:
+                value = ", ".join(value) if isinstance(value, tuple) else value
                 raise PalateError(
                     f"objective.{name} {value} has no effect with objective.kind {self.kind}; it is"
                     f" for {', '.join(kinds)}. Leave it out"
                 )
+        self._check_nuisance()
+
+    def _check_nuisance(self) -> None:
+        for name in self.nuisance:
+            if name not in NUISANCES:
+                near = difflib.get_close_matches(name, NUISANCES, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise PalateError(
+                    f"objective.nuisance {name!r} is none of {', '.join(NUISANCES)}{hint}"
+                )
+        if len(set(self.nuisance)) < len(self.nuisance):
+            raise PalateError(f"objective.nuisance names one twice: {', '.join(self.nuisance)}")
+        if self.nuisance and self.annotators == "scaled":
+            raise PalateError(
+                "objective.nuisance can't be had with objective.annotators scaled: each annotator's"
+                " scale would multiply what the nuisance terms add; use pooled, or leave one out"
+            )

@@ -1,7 +1,7 @@
 """Two models of comparisons that may end in a tie, each with one learned width.
 
-With d = reward(better) - reward(worse), p the probability that `better` wins given no tie and t the
-share of tie votes, the loss of a comparison is
+With d = reward(better) - reward(worse) (+ nuisance terms), p the probability that `better` wins
+given no tie and t the share of tie votes, the loss of a comparison is
 
     -[(1 - t) p log P(win) + (1 - t) (1 - p) log P(loss) + t log P(tie)].
 
@@ -17,20 +17,24 @@ from torch.nn.functional import logsigmoid
 from palate.objectives.bradley_terry import ComparisonBatch, reward_difference
 
 
-def davidson_losses(reward_N: Tensor, log_width: Tensor, batch: ComparisonBatch) -> Tensor:
+def davidson_losses(
+    reward_N: Tensor, log_width: Tensor, batch: ComparisonBatch, shift_C: Tensor | None = None
+) -> Tensor:
     """P(win) : P(loss) : P(tie) = exp(d / 2) : exp(-d / 2) : v, v = exp(log_width). Shape C.
 
     Davidson 1970, J. Am. Stat. Assoc. 65, with worth = exp(reward). Given no tie, `better`
     wins with probability s(d), as in Bradley-Terry, so rewards mean the same. Optimum for shares
     w, l, t of one pair: d = log(w / l), v = t / sqrt(w l).
     """
-    half_C = reward_difference(reward_N, batch) / 2
+    half_C = reward_difference(reward_N, batch, shift_C) / 2
     logits_C3 = torch.stack([half_C, -half_C, log_width.expand_as(half_C)], dim=-1)
     log_won_C, log_lost_C, log_tied_C = logits_C3.log_softmax(-1).unbind(-1)
     return _cross_entropy(batch, log_won_C, log_lost_C, log_tied_C)
 
 
-def rao_kupper_losses(reward_N: Tensor, log_width: Tensor, batch: ComparisonBatch) -> Tensor:
+def rao_kupper_losses(
+    reward_N: Tensor, log_width: Tensor, batch: ComparisonBatch, shift_C: Tensor | None = None
+) -> Tensor:
     """P(win) = s(d - h), P(loss) = s(-d - h), h = exp(log_width); the rest is a tie. Shape C.
 
     Rao and Kupper 1967, J. Am. Stat. Assoc. 62, with theta = exp(h). The rest is exactly
@@ -39,7 +43,7 @@ def rao_kupper_losses(reward_N: Tensor, log_width: Tensor, batch: ComparisonBatc
     h = -(logit w + logit l) / 2. Given no tie `better` wins more often than s(d): rewards are on a
     smaller scale than Bradley-Terry's, the more so the more ties there are.
     """
-    difference_C = reward_difference(reward_N, batch)
+    difference_C = reward_difference(reward_N, batch, shift_C)
     width = log_width.exp()
     log_won_C, log_lost_C = logsigmoid(difference_C - width), logsigmoid(-difference_C - width)
     log_tied_C = log_won_C + log_lost_C + 2 * width + torch.log(-torch.expm1(-2 * width))

@@ -12,7 +12,16 @@ from palate.preferences.settings import ReadSettings, Source
 from palate.preferences.votes import VoteSettings
 from palate.rendering.lengths import LengthSettings
 from palate.rendering.settings import RenderSettings
+from palate.text.near import MIN_THRESHOLD
 from palate.training.settings import Solver, TrainingSettings, refuse_unheeded
+
+_NO_TIES = "the pairs that it makes have no ties, and the learned tie width would be too small"
+UNFIT_FOR_PAIRS = {
+    "davidson": _NO_TIES,
+    "rao-kupper": _NO_TIES,
+    "regression": "the pairs that it makes have no ratings",
+}
+"""Objectives that can't learn from the pairs of `training.counterfactual` and `cross_prompt`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +38,17 @@ class SplitSettings:
     """The fold that is the test part, from 0."""
     salt: str = "palate"
     """Another salt, another split."""
+    near_duplicates: float = 0.0
+    """Jaccard index, 0.3 to 1, of the first user turns' shingles from which prompts share a
+    cluster, so that they fall on one side of the split. 0 = only equal first turns do. Needs the
+    extra near."""
 
     def __post_init__(self) -> None:
+        if self.near_duplicates and not MIN_THRESHOLD <= self.near_duplicates <= 1:
+            raise PalateError(
+                f"split.near_duplicates is {self.near_duplicates}, must be 0 (none) or a Jaccard"
+                f" index in [{MIN_THRESHOLD}, 1]"
+            )
         for name in ("validation_share", "test_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise PalateError(f"split.{name} is {getattr(self, name)}, must be in [0, 1)")
@@ -125,6 +143,12 @@ class TrainConfig:
                 "read.merge_prompts holds its source in memory, which store disk is there to avoid;"
                 " merge beforehand (palate data convert --read.merge_prompts true)"
             )
+        if self.store == "disk" and self.split.near_duplicates:
+            raise PalateError(
+                f"split.near_duplicates {self.split.near_duplicates} compares all prompts before"
+                " the first is divided, and store disk divides each as it is read; set store"
+                " memory, or leave it out"
+            )
         if method != "lora":
             if self.lora != LoraSettings():
                 raise PalateError(
@@ -137,13 +161,17 @@ class TrainConfig:
                 )
         objective = self.objective
         reads_votes = objective.kind == "plackett-luce" or objective.annotators == "scaled"
-        for name in ("target", "prior", "annotator_weights"):
+        for name in (
+            *("target", "prior", "annotator_weights"),
+            *("annotator_cap", "reliability", "weigh"),
+        ):
             value = getattr(self.read.votes, name)
             if reads_votes and value != getattr(VoteSettings(), name):
                 raise PalateError(
                     f"read.votes.{name} {value} has no effect on votes that objective.kind"
                     " plackett-luce or objective.annotators scaled read one by one; leave it out"
                 )
+        self._refuse_unfit_fixes()
         if method == "frozen":
             refuse_unheeded(self.training, self._solvers())
             if self.body.dropout:
@@ -161,6 +189,25 @@ class TrainConfig:
                     "body.head_init has no effect with training.method frozen: its head starts"
                     " anew; leave it out"
                 )
+
+    def _refuse_unfit_fixes(self) -> None:
+        kind = self.objective.kind
+        extra = {"counterfactual": self.training.counterfactual.share}
+        extra["cross_prompt"] = self.training.cross_prompt.share
+        for name, share in extra.items():
+            why = UNFIT_FOR_PAIRS.get(kind, "")
+            if name == "counterfactual" and kind == "hinge":
+                why = "it learns who wins, not how surely, and takes their soft labels for sure"
+            if share and why:
+                raise PalateError(
+                    f"training.{name}.share {share} can't be had with objective.kind {kind}:"
+                    f" {why}. Use bradley-terry, or leave it out"
+                )
+        if self.training.length_balanced and kind in ("plackett-luce", "regression"):
+            raise PalateError(
+                f"training.length_balanced has no effect with objective.kind {kind}, which does not"
+                " read the comparisons that it leaves out; use bradley-terry, or leave it out"
+            )
 
     def _solvers(self) -> Sequence[Solver]:
         """What may train the head of a frozen body; a checkpoint's own may be an MLP."""

@@ -47,6 +47,7 @@ def describe_dry_run(
         "rows      " + prepared.ledger.summary(prepared.num_rows).replace("\n", "\n          "),
         *([f"lost      {prepared.left_out}"] if prepared.left_out else []),
         f"parts     train {len(prepared.train)}"
+        + (f" ({prepared.num_made} of them made pairs)" if prepared.num_made else "")
         + "".join(f", {name} {len(part)}" for name, part in prepared.validation.items())
         + f", test {len(prepared.test)} prompts; answers per prompt:"
         + "".join(f" {k} ({count}x)" for k, count in sorted(sizes.items())),

@@ -1,11 +1,11 @@
 """Measure a reward model on a file of preferences."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import numpy as np
 
 from palate.artifacts.files import write_json
 from palate.artifacts.ledger import Ledger
@@ -14,12 +14,13 @@ from palate.evaluation.metrics import Outcome, as_json, evaluate_outcomes
 from palate.model.checkpoint import Sidecar
 from palate.model.quantization import Quantization
 from palate.objectives import Ties
+from palate.pipeline.guards import split_clusters
 from palate.pipeline.prepare import data_hashes, read_sources, refuse_without_effect
 from palate.preferences import PreferenceGroup, prompt_cluster
 from palate.preferences.settings import ReadSettings
-from palate.rendering import RenderSettings, render_groups
+from palate.rendering import RenderedGroup, RenderSettings, render_groups
 from palate.scoring.runs import rewards_of_groups
-from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, load
+from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, Scorer, load
 from palate.statistics import Estimate
 
 
@@ -41,6 +42,8 @@ class EvaluateConfig:
     """auto = cuda where there is one, otherwise cpu."""
     quantization: Quantization = "none"
     """8bit or 4bit: the body's linear layers rounded, for less memory; rewards change."""
+    length_calibration: bool = False
+    """Take the model's stored length calibration (palate calibrate) off the rewards."""
     allow_changed: list[str] = field(default_factory=list)
     """Parts of the checkpoint that may differ from the training: template, tokenizer, ..."""
     trust_remote_code: bool = False
@@ -74,6 +77,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         tokens_per_microbatch=config.tokens_per_microbatch,
         allow_changed=config.allow_changed,
         trust_remote_code=config.trust_remote_code,
+        length_calibration=config.length_calibration,
     )
     sources = [config.data] if isinstance(config.data, str) else list(config.data)
     reading = read_sources(sources, config.read)
@@ -88,14 +92,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     ledger.check(num_rows_kept)
     if not rendered:
         raise PalateError("no prompt is left to measure:\n" + ledger.summary(num_rows_elsewhere))
-    rewards = rewards_of_groups(
-        scorer.model,
-        [group.sequences for group in rendered],
-        config.tokens_per_microbatch,
-        scorer.renderer.pad_id,
-    )
-    outcomes = [Outcome(group, rewards[index]) for index, group in enumerate(rendered)]
-    metrics = evaluate_outcomes(outcomes, _ties(scorer.sidecar))
+    outcomes = outcomes_of(scorer, rendered)
+    metrics = evaluate_outcomes(outcomes, ties_of(scorer.sidecar))
     if config.output:
         write_json(
             config.output,
@@ -109,7 +107,25 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     return EvaluateResult(metrics, ledger, len(rendered), num_elsewhere, num_rows_kept)
 
 
-def _ties(sidecar: Sidecar | None) -> Ties:
+def outcomes_of(scorer: Scorer, rendered: Sequence[RenderedGroup]) -> list[Outcome]:
+    """Each group with its answers' rewards, less what the scorer's length correction takes."""
+    rewards = rewards_of_groups(
+        scorer.model,
+        [group.sequences for group in rendered],
+        scorer.tokens_per_microbatch,
+        scorer.renderer.pad_id,
+    )
+    if scorer.length_correction is None:
+        return [Outcome(group, rewards[index]) for index, group in enumerate(rendered)]
+    outcomes = []
+    for index, group in enumerate(rendered):
+        texts = [group.group.responses[i].text for i in group.response_index]
+        taken_N = scorer.length_correction.of_texts(texts)
+        outcomes.append(Outcome(group, rewards[index] - taken_N.astype(np.float32)))
+    return outcomes
+
+
+def ties_of(sidecar: Sidecar | None) -> Ties:
     """What the model's training made of tie votes; half a win each for models of others."""
     configuration = sidecar.configuration if sidecar else {}
     ties: Ties = configuration.get("objective", {}).get("ties", "half")
@@ -120,7 +136,7 @@ def _choose_part(
     groups: Sequence[PreferenceGroup], config: EvaluateConfig
 ) -> Sequence[PreferenceGroup]:
     """The groups of the asked part; a warning when prompts to measure were trained on."""
-    clusters = _split_clusters(config.model)
+    clusters = split_clusters(config.model)
     if config.part == "all":
         trained = set(clusters.get("train", ())) if clusters else set()
         shared = sum(prompt_cluster(group.prompt) in trained for group in groups)
@@ -140,12 +156,3 @@ def _choose_part(
     if not chosen:
         raise PalateError(f"none of {len(groups)} prompts is in the run's {config.part} part")
     return chosen
-
-
-def _split_clusters(model: str) -> Mapping[str, Any] | None:
-    directory = Path(model).expanduser()
-    path = (directory.parent if directory.name == "model" else directory) / "split.json"
-    if not path.exists():
-        return None
-    clusters: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["clusters"]
-    return clusters

@@ -22,6 +22,7 @@ from palate.model.forms import pooling_of_class
 from palate.model.heads import MlpHead
 from palate.model.merging import check_head
 from palate.model.reward_model import RewardModel
+from palate.objectives.nuisance import is_made
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.directory import STORE
 from palate.pipeline.fit import Fitted
@@ -61,7 +62,8 @@ def finish(
     """Calibrate, measure, save, reload, report; the training checkpoints are then deleted."""
     model, outcomes = fitted.model, fitted.outcomes
     measured_on = "test" if "test" in outcomes else next(iter(outcomes), "")
-    blind = fit_prompt_blind(prepared.train[:MAX_BLIND_GROUPS])
+    voted = [g for g in prepared.train[:MAX_BLIND_GROUPS] if not is_made(g)]
+    blind = fit_prompt_blind(voted)
     baselines = {**BASELINES, "prompt-blind": blind}
     results = {
         name: evaluate_outcomes(part, config.objective.ties, baselines)
@@ -85,7 +87,7 @@ def finish(
         "model": without_folders(config.model),
         "data": without_folders(prepared.data_sha256),
         "num_groups": {
-            "train": len(prepared.train),
+            "train": len(prepared.train) - prepared.num_made,
             **{name: len(part) for name, part in outcomes.items()},
         },
         "measured_on": measured_on,
@@ -114,6 +116,7 @@ def finish(
             "metrics": {name: as_json(part) for name, part in results.items()},
             "temperature": sidecar.temperature,
             "learned": dict(fitted.learned),
+            "num_made_pairs": prepared.num_made,
             # JSON has no NaN: an accuracy of undecided comparisons only is left out.
             "log": [{k: v for k, v in entry.items() if v == v} for entry in history],
         },

@@ -18,12 +18,14 @@ from palate.model.merging import merge_adapters
 from palate.model.reward_model import RewardModel
 from palate.objectives.objective import Objective
 from palate.pipeline.config import TrainConfig
+from palate.pipeline.guards import check_inputs
 from palate.pipeline.prepare import Prepared
 from palate.pipeline.processes import decided_by_main, processes
 from palate.rendering import RenderedGroup, Renderer
 from palate.training.callbacks import LogWriter
 from palate.training.checkpoints import newest_complete
 from palate.training.frozen import train_frozen
+from palate.training.guards import check_before_training
 from palate.training.trackers import tracked
 from palate.training.trainer import RewardTrainer
 
@@ -60,19 +62,21 @@ def fit(
 
     Raises Interrupted once a checkpoint is written.
     """
+    check_inputs(config, renderer, prepared)
     if config.training.method == "frozen":
         return _fit_frozen(config, loaded, renderer, prepared, objective)
-    return _fit_steps(config, loaded.model, renderer, prepared, objective, directory)
+    return _fit_steps(config, loaded, renderer, prepared, objective, directory)
 
 
 def _fit_steps(
     config: TrainConfig,
-    model: RewardModel,
+    loaded: Loaded,
     renderer: Renderer,
     prepared: Prepared,
     objective: Objective,
     directory: Path,
 ) -> Fitted:
+    model = loaded.model
     checkpoints = directory / "training"
     trainer = RewardTrainer(
         model,
@@ -83,6 +87,7 @@ def _fit_steps(
         renderer.pad_id,
         checkpoints,
         objective,
+        is_warm_start=loaded.has_trained_head,
     )
     resume = decided_by_main(lambda: newest_complete(checkpoints))
     if resume is not None:
@@ -123,6 +128,7 @@ def _fit_frozen(
     objective: Objective,
 ) -> Fitted:
     model = loaded.model
+    check_before_training(config.model, model, config.training.guards, renderer.pad_id)
     result = train_frozen(
         model,
         config.training,

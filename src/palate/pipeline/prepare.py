@@ -10,7 +10,9 @@ from typing import Any
 from palate.artifacts.files import sha256_file
 from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
+from palate.objectives.nuisance import is_made
 from palate.pipeline.config import SplitSettings, TrainConfig
+from palate.pipeline.fixes import changes_training_part, fixed
 from palate.preferences import (
     PreferenceGroup,
     Reading,
@@ -22,9 +24,12 @@ from palate.preferences import (
     read,
     split_groups,
 )
+from palate.preferences.split import join_near_duplicates, keys_of
 from palate.rendering import RenderedGroup, Renderer, RenderSettings, Tokeniser
 from palate.rendering.settings import HERE_ALONE
 from palate.rendering.store import num_rows
+
+MAX_JOINED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class Prepared:
     data_sha256: dict[str, str]
     left_out: str
     """Who won among the comparisons that over-long answers took away; empty when none did."""
+    num_made: int = 0
+    """Groups at the end of the training part that are no rows: pairs that an augmentation made."""
 
     @property
     def num_rows(self) -> int:
         """Number of input rows that the groups of all parts are made of."""
         parts = [self.train, self.test, *self.validation.values()]
-        return sum(map(num_rows, parts))
+        return sum(map(num_rows, parts)) - self.num_made
 
 
 def prepare(
@@ -81,6 +88,11 @@ def _prepare(config: TrainConfig, tokeniser: Tokeniser) -> Prepared:
     for name, groups in {**validation, "test": test}.items():
         if not groups and (name != "test" or parts["test"]):
             raise PalateError(f"the {name} part is empty after rendering:\n" + ledger.summary(0))
+    left_out = lengths_of_left_out(
+        reading.groups, [*train, *validation.get("validation", []), *test]
+    )
+    if changes_training_part(config.training):
+        train = list(fixed(train, config, tokeniser, ledger))
     prepared = Prepared(
         train,
         validation,
@@ -89,7 +101,8 @@ def _prepare(config: TrainConfig, tokeniser: Tokeniser) -> Prepared:
         formats,
         manifest,
         data_hashes([*config.paths, *config.validation.values()]),
-        lengths_of_left_out(reading.groups, [*train, *validation.get("validation", []), *test]),
+        left_out,
+        sum(map(is_made, train)),
     )
     ledger.check(prepared.num_rows)
     return prepared
@@ -139,22 +152,27 @@ def divide(
     """train, validation and test, with the manifest that says which cluster is where."""
     test: list[PreferenceGroup] = []
     rest: Sequence[PreferenceGroup] = groups
+    near = settings.near_duplicates
+    joined = join_near_duplicates(groups, near) if near else {}
+    keys = keys_of(joined)
+    _warn_of_chain(groups, joined)
     shares = {
         "train": 1 - settings.validation_share,
         "validation": settings.validation_share,
     }
     if settings.num_folds:
-        test = [g for g in groups if fold_of(g, settings.num_folds, settings.salt) == settings.fold]
-        rest = [g for g in groups if fold_of(g, settings.num_folds, settings.salt) != settings.fold]
+        folds = [fold_of(g, settings.num_folds, settings.salt, keys) for g in groups]
+        test = [g for g, fold in zip(groups, folds, strict=True) if fold == settings.fold]
+        rest = [g for g, fold in zip(groups, folds, strict=True) if fold != settings.fold]
         # Another salt than the folds': otherwise the same hash would decide twice.
-        split = split_groups(rest, shares, settings.salt + "/validation")
+        split = split_groups(rest, shares, settings.salt + "/validation", keys)
     else:
         shares = {
             "train": 1 - settings.validation_share - settings.test_share,
             "validation": settings.validation_share,
             "test": settings.test_share,
         }
-        split = split_groups(groups, shares, settings.salt)
+        split = split_groups(groups, shares, settings.salt, keys)
         test = list(split.parts["test"])
     manifest = dict(split.manifest)
     if settings.num_folds:
@@ -162,8 +180,25 @@ def divide(
         clusters = sorted({prompt_cluster(group.prompt) for group in test})
         manifest["clusters"] = {**manifest["clusters"], "test": clusters}
         manifest["num_groups"] = {**manifest["num_groups"], "test": len(test)}
+    if near:
+        manifest["near_duplicates"] = {"threshold": near, "joined": joined}
     parts = {"train": split.parts["train"], "validation": split.parts["validation"], "test": test}
     return parts, manifest
+
+
+def _warn_of_chain(groups: Sequence[PreferenceGroup], joined: Mapping[str, Sequence[str]]) -> None:
+    """Say so where near-duplicates chain much of the data into one cluster, as templates do."""
+    if not joined:
+        return
+    largest = max(joined.values(), key=len)
+    members = set(largest)
+    num_joined = sum(prompt_cluster(group.prompt) in members for group in groups)
+    if num_joined > MAX_JOINED_SHARE * len(groups):
+        warnings.warn(
+            f"split.near_duplicates joins {num_joined} of {len(groups)} prompts into one cluster,"
+            " all of which falls on one side; raise it where they only share a template",
+            stacklevel=3,
+        )
 
 
 def data_hashes(sources: Sequence[str]) -> dict[str, str]:

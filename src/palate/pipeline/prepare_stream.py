@@ -11,7 +11,9 @@ from typing import Any
 
 from palate.artifacts.ledger import Ledger, LedgerEntry
 from palate.errors import PalateError
+from palate.objectives.nuisance import is_made
 from palate.pipeline.config import SplitSettings, TrainConfig
+from palate.pipeline.fixes import changes_training_part, fixed
 from palate.pipeline.prepare import LeftOut, Prepared, data_hashes, refuse_idle, warn_of_leak
 from palate.preferences import (
     PreferenceGroup,
@@ -85,11 +87,11 @@ def _prepare_on_disk(config: TrainConfig, tokeniser: Tokeniser, directory: Path)
             raise PalateError(
                 f"the {name} part is empty after rendering:\n" + seen.ledger.summary(0)
             )
-    seen.ledger.check(
-        sum(s.num_rows for s in [stores["train"], stores["test"], *validation.values()])
-    )
-    return Prepared(
-        stores["train"],
+    train, num_made = stores["train"], 0
+    if changes_training_part(config.training):
+        train, num_made = _fixed(train, directory / "train-fixed", config, tokeniser, seen.ledger)
+    prepared = Prepared(
+        train,
         validation,
         stores["test"],
         seen.ledger,
@@ -97,7 +99,23 @@ def _prepare_on_disk(config: TrainConfig, tokeniser: Tokeniser, directory: Path)
         _manifest(config.split, shares, seen),
         data_hashes([*config.paths, *config.validation.values()]),
         left_out,
+        num_made,
     )
+    seen.ledger.check(prepared.num_rows)
+    return prepared
+
+
+def _fixed(
+    train: GroupStore, directory: Path, config: TrainConfig, tokeniser: Tokeniser, ledger: Ledger
+) -> tuple[GroupStore, int]:
+    """A second store with what of the training part stays and what is made of it, and how many
+    groups were made."""
+    num_made = 0
+    with writing(directory) as writer:
+        for group in fixed(train, config, tokeniser, ledger):
+            num_made += is_made(group)
+            writer.append(group)
+    return GroupStore(directory), num_made
 
 
 def _shares(settings: SplitSettings) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
@@ -49,6 +49,8 @@ class ScoreConfig:
     """auto = cuda where there is one, otherwise cpu."""
     quantization: Quantization = "none"
     """8bit or 4bit: the body's linear layers rounded, for less memory; rewards change."""
+    length_calibration: bool = False
+    """Take the model's stored length calibration (palate calibrate) off the rewards."""
     allow_changed: list[str] = field(default_factory=list)
     """Parts of the checkpoint that may differ from the training: template, tokenizer, ..."""
     trust_remote_code: bool = False
@@ -99,6 +101,7 @@ def score_file(
         tokens_per_microbatch=config.tokens_per_microbatch,
         allow_changed=config.allow_changed,
         trust_remote_code=config.trust_remote_code,
+        length_calibration=config.length_calibration,
     )
     if config.overlong == "cut":
         scorer.renderer.lengths = replace(scorer.renderer.lengths, overlong="cut")
@@ -145,6 +148,8 @@ def _identity(config: ScoreConfig, scorer: Scorer) -> str:
             scorer.renderer.fingerprint(),
             config.overlong,
             config.quantization,
+            # Fitted anew it is another one.
+            asdict(scorer.length_correction) if scorer.length_correction else None,
             config.data,
             [stat.st_size, stat.st_mtime_ns] if stat else config.hub_split,
         ]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from palate.artifacts.ledger import Ledger
@@ -24,10 +24,13 @@ class PendingRow:
     errors: list[str]
     is_list: bool
     is_cut: bool = False
+    taken: list[float] = field(default_factory=list)
+    """What a length correction takes off each reward; empty without one."""
 
     def record(self) -> dict[str, Any]:
         """All but the ids, for `ScoredRow.of_record`."""
         return {
+            "taken": self.taken,
             "row": self.row,
             "is_known": [ids is not None for ids in self.ids],
             "error": "; ".join(self.errors) or None,
@@ -48,7 +51,11 @@ class ScoredRow:
     def of_record(cls, record: Mapping[str, Any], rewards: Iterable[float]) -> "ScoredRow":
         """`rewards` are those of the row's answers that have ids, in their order."""
         known = iter(rewards)
-        values = [next(known) if is_known else None for is_known in record["is_known"]]
+        taken = record["taken"] or [0.0] * len(record["is_known"])
+        values = [
+            next(known) - part if is_known else None
+            for is_known, part in zip(record["is_known"], taken, strict=True)
+        ]
         return cls(record["row"], values, record["error"], record["is_list"])
 
     def line(self) -> str:
@@ -100,9 +107,14 @@ def prepare_row(row: dict[str, Any] | str, scorer: Scorer) -> PendingRow:
         except PalateError as error:
             pending.ids.append(None)
             pending.errors.append(f"response {index}: {error}" if is_list else str(error))
+            taken = 0.0
         else:
             pending.ids.append(ids)
             pending.is_cut |= num_cut > 0
+            if scorer.length_correction is not None:
+                taken = float(scorer.length_correction.of_texts([item.response.text])[0])
+        if scorer.length_correction is not None:
+            pending.taken.append(taken)
     return pending
 
 

@@ -16,6 +16,7 @@ from palate.errors import PalateError
 from palate.forest.tree import Ids
 from palate.model.checkpoint import SIDECAR, Sidecar, check_fingerprint, read_sidecar, renderer_for
 from palate.model.faster import check_on_device
+from palate.model.guards import check_model, check_rendering
 from palate.model.loading import load_model
 from palate.model.prompt_cache import PromptCache, can_cache
 from palate.model.quantization import Quantization
@@ -26,6 +27,7 @@ from palate.preferences.formats.fields import messages_of
 from palate.preferences.types import Message, Response, ScoringItem
 from palate.rendering import Renderer
 from palate.scoring.grouping import families, groups_by_opening
+from palate.scoring.length_correction import LengthCorrection
 from palate.scoring.runs import rewards_of_groups
 
 DEFAULT_TOKENS_PER_MICROBATCH = 8192
@@ -59,11 +61,15 @@ class Scorer:
         self.model = model.eval()
         self.renderer = renderer
         self.sidecar = sidecar
+        self.length_correction: LengthCorrection | None = None
+        """What texts' rewards lose by their length; token ids are scored without it."""
         self.tokens_per_microbatch = tokens_per_microbatch
 
     @property
     def temperature(self) -> float:
         """Divides margins before they become probabilities; 1 when none was fitted."""
+        if self.length_correction is not None:
+            return self.length_correction.temperature
         stored = self.sidecar.temperature if self.sidecar else None
         return float(stored["value"]) if stored else 1.0
 
@@ -87,7 +93,11 @@ class Scorer:
 
         Raises PalateError for an item that can't be rendered (`render` finds them one by one).
         """
-        return self.score_ids([self.render(item)[0] for item in items])
+        rewards = self.score_ids([self.render(item)[0] for item in items])
+        if self.length_correction is None:
+            return rewards
+        taken = self.length_correction.of_texts([item.response.text for item in items])
+        return [reward - float(part) for reward, part in zip(rewards, taken, strict=True)]
 
     def render(self, item: ScoringItem) -> tuple[tuple[int, ...], int]:
         """Token ids of an item, and how many tokens were cut from its prompt and answer."""
@@ -162,14 +172,18 @@ def load(
     allow_changed: Iterable[str] = (),
     trust_remote_code: bool = False,
     quantization: Quantization = "none",
+    guards: bool = True,
+    length_calibration: bool = False,
 ) -> Scorer:
     """Load a palate run or any scalar reward model, from a directory or the hub.
 
     The template, special tokens and tokenizer must be those of the training, and stored texts must
     get their stored rewards; `allow_changed` names what may differ (template, special_tokens,
     tokenizer, weights). `quantization` puts the body's linear layers in 8 or 4 bit, which changes
-    rewards, so they are not compared with the stored ones. Raises PalateError otherwise, and for
-    checkpoints that are no scalar reward model.
+    rewards, so they are not compared with the stored ones. `guards` also refuses rewards that
+    depend on padding or on the pass, and doubled start tokens (docs/guards.md).
+    `length_calibration` takes the stored curve of length off the rewards of texts (docs/fixes.md).
+    Raises PalateError otherwise, and for checkpoints that are no scalar reward model.
     """
     settings = BodySettings(
         dtype=dtype, trust_remote_code=trust_remote_code, quantization=quantization
@@ -181,6 +195,9 @@ def load(
     lengths = renderer.lengths
     check_positions(loaded.model.config, lengths.max_prompt_tokens + lengths.max_response_tokens)
     check_on_device(str(name), loaded.model.to(chosen))
+    if guards:
+        check_model(str(name), loaded.model, renderer.pad_id)
+        check_rendering(str(name), renderer)
     scorer = Scorer(loaded.model, renderer, sidecar, tokens_per_microbatch)
     if sidecar is not None:
         check_fingerprint(str(name), loaded.directory, renderer, sidecar, allow_changed)
@@ -189,6 +206,8 @@ def load(
             _check_references(str(name), scorer, sidecar)
     elif set(allow_changed):
         raise PalateError(f"allow_changed has no effect: {name} has no {SIDECAR} to differ from")
+    if length_calibration:  # after the stored rewards are checked, which are without it
+        scorer.length_correction = LengthCorrection.of_sidecar(str(name), sidecar)
     return scorer
 
 

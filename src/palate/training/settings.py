@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from palate.errors import PalateError
+from palate.text.perturb import PERTURBATIONS
 
 Solver = Literal["lbfgs", "adamw"]
 """What trains the head of a frozen body."""
@@ -14,8 +15,109 @@ HEEDED: dict[Solver, tuple[str, ...]] = {
     "adamw": ("learning_rate", "prompts_per_step", "weight_decay", "early_stopping_patience"),
 }
 """Settings that each solver heeds, besides `ALWAYS_HEEDED`."""
-ALWAYS_HEEDED = ("method", "tokens_per_microbatch", "features_cache", "seed")
+ALWAYS_HEEDED = (
+    *("method", "tokens_per_microbatch", "features_cache", "seed"),
+    *("counterfactual", "cross_prompt", "length_balanced"),
+    "guards",
+)
 SOLVER_NAMES: dict[Solver, str] = {"lbfgs": "L-BFGS", "adamw": "AdamW on cached features"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CounterfactualSettings:
+    """Pairs of a training answer and the same answer said otherwise (docs/fixes.md)."""
+
+    share: float = 0.0
+    """Extra pairs for each training prompt, such as 0.15; 0 = none. Each counts as a prompt."""
+    kinds: tuple[str, ...] = ("closing", "opener", "filler", "confidence", "agreement", "markdown")
+    """How an answer is changed, in turn: these, hedge and plain."""
+    target: float = 0.6
+    """Probability that the answer as it was is the better one; 0.5 = indifferent."""
+
+    def __post_init__(self) -> None:
+        _check_extra("counterfactual", self.share, self.target)
+        for name in self.kinds:
+            if name not in PERTURBATIONS:
+                raise PalateError(
+                    f"training.counterfactual.kinds {name!r} is none of {', '.join(PERTURBATIONS)}"
+                )
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise PalateError(
+                f"training.counterfactual.kinds [{', '.join(self.kinds)}] must name at least one,"
+                " and each once"
+            )
+        if not self.share and _differs_from_defaults(self):
+            raise PalateError(
+                "training.counterfactual.kinds and target have no effect with share 0; set"
+                " training.counterfactual.share, such as 0.15"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossPromptSettings:
+    """Pairs of a preferred answer and a preferred answer to another prompt (docs/fixes.md)."""
+
+    share: float = 0.0
+    """Extra pairs for each training prompt, such as 0.15; 0 = none. Each counts as a prompt."""
+    target: float = 0.9
+    """Probability that the prompt's own answer is the better one."""
+
+    def __post_init__(self) -> None:
+        _check_extra("cross_prompt", self.share, self.target)
+        if not self.share and _differs_from_defaults(self):
+            raise PalateError(
+                f"training.cross_prompt.target {self.target} has no effect with share 0; set"
+                " training.cross_prompt.share, such as 0.15"
+            )
+        if self.target == 0.5:
+            raise PalateError(
+                "training.cross_prompt.target is 0.5: such pairs would teach that a prompt's own"
+                " answer is no better than another prompt's; set it above"
+            )
+
+
+def _differs_from_defaults(settings: CounterfactualSettings | CrossPromptSettings) -> bool:
+    return any(getattr(settings, item.name) != item.default for item in fields(settings))
+
+
+def _check_extra(name: str, share: float, target: float) -> None:
+    if not 0 <= share <= 10:
+        raise PalateError(f"training.{name}.share is {share}, must be in [0, 10]")
+    if not 0.5 <= target <= 1:
+        raise PalateError(f"training.{name}.target is {target}, must be in [0.5, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardSettings:
+    """What is looked at before and during training, all on (docs/guards.md); a loss or a gradient
+    that is not finite always stops the run."""
+
+    padding: bool = True
+    """Before training: a text alone and beside longer ones has one reward."""
+    repeat: bool = True
+    """Before training: a text scored twice has one reward, so no dropout is left on."""
+    head: bool = True
+    """Before training: the head has no bias that is trained, nor one that plain classes drop."""
+    rendering: bool = True
+    """Before training: the first prompts' ids are those of the template that is saved, with one
+    start token and their end of turn."""
+    leak: bool = True
+    """Warm start from a palate run: say how many held-out prompts that run was trained on."""
+    first_loss: bool = True
+    """The first loss is what the objective gives a new head."""
+    explosion: bool = True
+    """Gradients, margins and rewards stay within their running median and their limits."""
+    on_explosion: Literal["warn", "stop"] = "warn"
+    """stop: end the run before the step is taken; earlier checkpoints stay."""
+    dead_head: bool = True
+    """Rewards differ, and the head moves."""
+
+    def __post_init__(self) -> None:
+        if self.on_explosion == "stop" and not self.explosion:
+            raise PalateError(
+                "training.guards.on_explosion stop has no effect with training.guards.explosion"
+                " false; set it to true"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +174,12 @@ class TrainingSettings:
     which has the least validation loss."""
     features_cache: str = ""
     """frozen: directory of features; empty = palate/features in the user's cache directory."""
+    counterfactual: CounterfactualSettings = field(default_factory=CounterfactualSettings)
+    cross_prompt: CrossPromptSettings = field(default_factory=CrossPromptSettings)
+    length_balanced: bool = False
+    """Leave comparisons out until, among answers of about the same difference in length, the longer
+    wins half. Harms where length is part of quality (docs/fixes.md)."""
+    guards: GuardSettings = field(default_factory=GuardSettings)
 
     def __post_init__(self) -> None:
         positive = (

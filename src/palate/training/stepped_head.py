@@ -5,6 +5,7 @@ Legend: M sequences of a step, D width of the body.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from palate.artifacts.progress import progress
 from palate.errors import PalateError
 from palate.model.heads import Head, MlpHead, init_head, rewards
-from palate.objectives.objective import Objective
+from palate.objectives.objective import NUISANCE, Objective
 from palate.rendering import RenderedGroup
 from palate.training.candidates import Candidate, Judge
+from palate.training.defaults import LEARNED_RATE
 from palate.training.features import Features, moments
 from palate.training.settings import TrainingSettings
 
@@ -97,21 +99,18 @@ def _folded(head: Head, mean_D: Tensor, deviation_D: Tensor) -> Head:
 def _optimizer(
     head: Head, learned: Mapping[str, nn.Parameter], settings: TrainingSettings
 ) -> torch.optim.Optimizer:
-    """AdamW; weights decay, biases and what the objective learns do not."""
+    """AdamW; weights decay, biases and what the objective learns do not. Nuisance weights have a
+    rate of their own: where length is part of quality they have to leave their start before the
+    head has learned around them."""
     trained = [p for p in head.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {
-                "params": [p for p in trained if p.ndim > 1],
-                "weight_decay": settings.weight_decay,
-            },
-            {
-                "params": [*(p for p in trained if p.ndim == 1), *learned.values()],
-                "weight_decay": 0.0,
-            },
-        ],
-        lr=settings.learning_rate or LEARNING_RATE,
-    )
+    at_rate = [value for name, value in learned.items() if name != NUISANCE]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [*(p for p in trained if p.ndim == 1), *at_rate], "weight_decay": 0.0},
+    ]
+    if NUISANCE in learned:
+        groups.append({"params": [learned[NUISANCE]], "weight_decay": 0.0, "lr": LEARNED_RATE})
+    return torch.optim.AdamW(groups, lr=settings.learning_rate or LEARNING_RATE)
 
 
 def _steps(num_groups: int, size: int, generator: torch.Generator) -> Iterator[list[int]]:

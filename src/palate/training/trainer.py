@@ -4,7 +4,6 @@ Legend: N sequences of a microbatch.
 """
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from palate.scoring.runs import run_plans
 from palate.training.callbacks import InterruptHandler, StateHandler
 from palate.training.checkpoints import rotate, seal
 from palate.training.defaults import Role, rates_by_role, role_of, uses_bfloat16, with_rates
+from palate.training.guards import StepGuard, check_before_training, refuse_non_finite
 from palate.training.loss import sum_of_means, sum_over_prompts
 from palate.training.settings import TrainingSettings
 from palate.training.steps import StepBatch, StepCosts, StepSampler, step_loader
@@ -60,7 +60,9 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         pad_id: int,
         directory: Path,
         objective: Objective | None = None,
+        is_warm_start: bool = False,
     ) -> None:
+        """`is_warm_start`: the head is trained already, so no first loss is expected of it."""
         self.optimizer: torch.optim.Optimizer | None
         self.control: TrainerControl
         self.settings = settings = with_rates(settings, model.num_parameters())
@@ -73,6 +75,7 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         self.measure = measure
         self.pad_id = pad_id
         self.interrupt = InterruptHandler()
+        self.guard = StepGuard(settings, self.objective, not is_warm_start)
         if settings.early_stopping_patience and not validation_sets:
             raise PalateError(
                 "training.early_stopping_patience has no effect without validation data"
@@ -90,9 +93,11 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
             # The base class only asks whether they are there: both loaders are our own.
             train_dataset=list(range(len(train_groups))),
             eval_dataset=[0] if validation_sets else None,
-            callbacks=[self.interrupt, StateHandler(settings.early_stopping_patience)],
+            callbacks=[self.interrupt, StateHandler(settings.early_stopping_patience), self.guard],
         )
-        check_on_device(type(model.transformer).__name__, model, bfloat16=self.args.bf16)
+        name = type(model.transformer).__name__
+        check_on_device(name, model, bfloat16=self.args.bf16)
+        check_before_training(name, model, settings.guards, pad_id)
         # Our loss is already divided by the prompts of the whole step.
         self.model_accepts_loss_kwargs = False
         if self.accelerator.num_processes > settings.prompts_per_step:
@@ -156,6 +161,7 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         engines see the same number of passes everywhere.
         """
         model.train()
+        self.guard.begin()
         microbatches = self._padded(list(inputs.microbatches))
         num_processes = self.accelerator.num_processes
         step_mean = self._step_mean(model, microbatches, inputs.num_prompts)
@@ -170,9 +176,10 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
                     output = model(**plan_tensors(plan, self.args.device))
                     loss = self._loss(output, batch, step_mean, inputs.num_prompts)
                     loss = loss * num_processes / inputs.num_prompts
-                self._refuse_non_finite(loss, "loss")
+                refuse_non_finite(loss, "loss", self.state.global_step + 1)
                 self.accelerator.backward(loss)
             total += loss.detach()
+        self.guard.loss = total
         return total
 
     def _loss(
@@ -188,6 +195,7 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
             parts = [output.reward_N, *(output.learned or {}).values()]
             return torch.stack([part.sum() for part in parts]).sum() * 0.0
         batch = batch.to(self.args.device)
+        self.guard.saw(output, batch)
         if step_mean is None and self.objective.needs_mean:
             step_mean = (batch.share_N * output.reward_N.detach()).sum() / num_prompts
         return sum_over_prompts(self.objective, output, batch, step_mean)
@@ -229,17 +237,9 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
-        # Before the optimiser steps: after it the weights, and all checkpoints to come, are lost.
-        self._refuse_non_finite(norm, "gradient norm")
+        refuse_non_finite(norm, "gradient norm", self.state.global_step + 1)
+        self.guard.gradient_norm = norm
         return norm
-
-    def _refuse_non_finite(self, value: Any, what: str) -> None:
-        number = float(value.detach() if isinstance(value, Tensor) else value)
-        if not math.isfinite(number):
-            raise PalateError(
-                f"{what} is {number} at step {self.state.global_step + 1}; the weights are still"
-                " those of the step before. Lower training.learning_rate, or use precision float32"
-            )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with rates of their own for the head and for what the objective learns."""

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test matrix check lint types imports docs readme bench
+.PHONY: setup quickstart test matrix check lint types imports docs readme bench pathologies
 
 setup: .venv/ready
 
@@ -14,8 +14,9 @@ setup: .venv/ready
 quickstart: setup
 	$(BIN)/palate quickstart
 
+# Two processes: tiny models keep one thread busy each.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 matrix: setup
 	$(BIN)/python -m tests.test_matrix
@@ -51,3 +52,9 @@ bench: setup .venv-bench/ready
 
 runs/quickstart/metrics.json: | setup
 	$(BIN)/palate quickstart --output runs/quickstart
+
+# Plants every pathology over 200 seeds; about two hours on 2 cores, and goes on where it stopped.
+pathologies: setup
+	$(BIN)/python -m benchmarks.pathologies.run
+	$(BIN)/python -m benchmarks.pathologies.confirm
+	$(BIN)/python -m benchmarks.pathologies.page benchmarks/results/pathologies.json docs/pathologies.md docs/pathologies.svg

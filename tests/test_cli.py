@@ -433,6 +433,8 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell in the background has its children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     owner = tmp_path / "scored.jsonl.partial.json"
     while child.poll() is None and not (

@@ -119,8 +119,11 @@ def test_the_order_of_the_file_does_not_matter_to_the_work_of_an_encoder(
         {"prompt": "Which?", "response": "word" * (1 + i * 7 % 16) + str(i)} for i in range(160)
     ]
     slots.clear()
+    palate.load(model)
+    num_guarding = sum(slots)
+    slots.clear()
     rewards = scored(model, tmp_path, rows)
-    spread = sum(slots)
+    spread = sum(slots) - num_guarding
     slots.clear()
     expected = [scorer.score(row["prompt"], row["response"]) for row in rows]
     num_tokens = sum(slots)

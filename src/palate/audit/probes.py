@@ -103,9 +103,10 @@ class ProbeResult:
     def fails(self) -> bool:
         """Above a threshold with the whole interval; flips count where rewards rise on the whole.
 
-        In 20 votes on each of 11 simulated worlds of 6,000 pairs: each planted logit found in 20
-        of 20 by its own probe, an error by any of the seven in 0 of 20 in the clean world and in
-        each legitimate twin. With the low end above half the threshold it is 0 to 5 of 20.
+        In 52 votes, on six scenes of 6,000 pairs, each planted logit was found by its own probe in
+        52 of 52. Of the clean world's and the five legitimate twins' 312 votes one had an error in
+        any of the seven probes; with the low end above half the threshold 16 of 100 of the
+        legitimate twins' had.
         """
         has_flips = self.flips.low > MAX_FLIPS and self.effect.low > 0
         return self.effect.low > MAX_EFFECT or has_flips

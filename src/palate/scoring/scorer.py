@@ -31,6 +31,8 @@ from palate.scoring.length_correction import LengthCorrection
 from palate.scoring.runs import rewards_of_groups
 
 DEFAULT_TOKENS_PER_MICROBATCH = 8192
+RENDERING_PARTS = frozenset({"template", "special_tokens", "tokenizer"})
+"""Parts of a checkpoint that decide token ids, as `allow_changed` names them."""
 Prompt = str | Sequence[Mapping[str, Any] | Message]
 
 
@@ -195,16 +197,19 @@ def load(
     lengths = renderer.lengths
     check_positions(loaded.model.config, lengths.max_prompt_tokens + lengths.max_response_tokens)
     check_on_device(str(name), loaded.model.to(chosen))
+    allowed = set(allow_changed)
+    if sidecar is not None:
+        check_fingerprint(str(name), loaded.directory, renderer, sidecar, allowed)
     if guards:
         check_model(str(name), loaded.model, renderer.pad_id)
-        check_rendering(str(name), renderer)
+        if not allowed & RENDERING_PARTS:  # who allows another template has it rendered as it is
+            check_rendering(str(name), renderer)
     scorer = Scorer(loaded.model, renderer, sidecar, tokens_per_microbatch)
     if sidecar is not None:
-        check_fingerprint(str(name), loaded.directory, renderer, sidecar, allow_changed)
         # Another template or tokenizer gives other rewards, so then they can't be compared.
-        if not set(allow_changed) and quantization == "none":
+        if not allowed and quantization == "none":
             _check_references(str(name), scorer, sidecar)
-    elif set(allow_changed):
+    elif allowed:
         raise PalateError(f"allow_changed has no effect: {name} has no {SIDECAR} to differ from")
     if length_calibration:  # after the stored rewards are checked, which are without it
         scorer.length_correction = LengthCorrection.of_sidecar(str(name), sidecar)

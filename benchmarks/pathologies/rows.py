@@ -83,6 +83,7 @@ ROWS: tuple[dict[str, Any], ...] = (
         "detector": "audit: prompt-blind",
         "fix": "training.cross_prompt 0.5",
         "effect": "share of held-out answers that lose to an answer to another prompt",
+        "note": "3,000 pairs; the model sees the prompt as two numbers, how far each speaks of the other",
     },
     {
         "name": "noise",
@@ -97,7 +98,7 @@ ROWS: tuple[dict[str, Any], ...] = (
         "detector": "audit --against: distribution shift",
         "fix": "a tenth of the fresh pairs labelled and trained on",
         "effect": "",
-        "note": "accuracy is that on the other fresh pairs",
+        "note": "3,000 pairs; accuracy is that on the other fresh pairs",
     },
 )
 

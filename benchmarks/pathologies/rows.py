@@ -83,7 +83,7 @@ ROWS: tuple[dict[str, Any], ...] = (
         "detector": "audit: prompt-blind",
         "fix": "training.cross_prompt 0.5",
         "effect": "share of held-out answers that lose to an answer to another prompt",
-        "note": "3,000 pairs; the model sees the prompt as two numbers, how far each speaks of the other",
+        "note": "3,000 pairs; the model sees of the prompt how far answers share its words",
     },
     {
         "name": "noise",

@@ -53,7 +53,7 @@ bench: setup .venv-bench/ready
 runs/quickstart/metrics.json: | setup
 	$(BIN)/palate quickstart --output runs/quickstart
 
-# Plants every pathology over 200 seeds; about two hours on 2 cores, and goes on where it stopped.
+# Plants every pathology over 200 seeds: hours on 2 cores; goes on where it stopped.
 pathologies: setup
 	$(BIN)/python -m benchmarks.pathologies.run
 	$(BIN)/python -m benchmarks.pathologies.confirm

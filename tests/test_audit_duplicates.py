@@ -15,7 +15,7 @@ from palate.audit.conflicts import conflict_findings
 from palate.audit.contamination import contamination_findings, read_benchmark
 from palate.audit.duplicates import duplicate_findings, extensions_among
 from palate.audit.findings import Finding, Skipped
-from palate.audit.overlap import overlap_findings
+from palate.audit.overlap import answer_overlap, near_prompts, prompt_overlap
 from palate.audit.scan import columns_of, scan
 from palate.audit.settings import AuditSettings
 from palate.errors import PalateError
@@ -63,8 +63,16 @@ def duplicates(groups: Sequence[PreferenceGroup]) -> dict[str, Any]:
     return by_name(duplicate_findings(columns_of(groups), SETTINGS))
 
 
+def overlap(ours: Audited, theirs: Audited) -> list[Finding | Skipped]:
+    return [
+        prompt_overlap(ours, theirs),
+        *near_prompts(ours, theirs),
+        answer_overlap(ours, theirs),
+    ]
+
+
 def overlaps(ours: Sequence[PreferenceGroup], theirs: Sequence[PreferenceGroup]) -> dict[str, Any]:
-    return by_name(overlap_findings(columns_of(ours), SETTINGS, columns_of(theirs)))
+    return by_name(overlap(columns_of(ours), columns_of(theirs)))
 
 
 def conflicts(groups: Sequence[PreferenceGroup]) -> dict[str, Any]:
@@ -184,7 +192,7 @@ def test_prompts_in_other_words_are_found() -> None:
 
 def test_a_sample_says_that_it_is_one() -> None:
     part = replace_sample(columns_of(clean(50)), 10)
-    found = by_name(overlap_findings(part, SETTINGS, columns_of(clean(50, "other"))))
+    found = by_name(overlap(part, columns_of(clean(50, "other"))))
     near = found["near-duplicate prompts"]
     assert near.n == 10
     assert "a sample of each side" in near.message

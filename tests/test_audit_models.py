@@ -17,18 +17,18 @@ from palate.audit.feature_model import (
     fit_feature_model,
     folds_of,
     out_of_fold_margins,
-    style_column,
     style_of,
     text_features,
 )
 from palate.audit.findings import Finding, Skipped
-from palate.audit.noise import fit_noise, noise_findings
+from palate.audit.noise import fit_noise
 from palate.audit.own_phrases import added, frequent_phrases
-from palate.audit.probes import PROBES, ProbeResult, phrase_probe, probe_all, probe_model, probes
+from palate.audit.probes import PROBES, ProbeResult, phrase_probe, probe_all, probe_model
+from palate.audit.run import CHECKS, Inputs
 from palate.audit.scan import columns_of
 from palate.audit.settings import AuditSettings
 from palate.audit.shift import area_under_curve, shift_findings
-from palate.audit.shortcuts import prompt_blind, prompt_overlap_features, source_shortcut
+from palate.audit.shortcuts import prompt_overlap_features, source_shortcut
 from palate.preferences import Comparison, Message, PreferenceGroup, Response
 from palate.simulation import WORLDS, label, labels_of, scene, world
 from palate.statistics.comparison_model import comparison_model_errors, fit_comparison_model
@@ -70,10 +70,10 @@ def test_nine_answers_weigh_as_eight_independent_comparisons() -> None:
 def test_layout_does_not_make_an_answer_longer() -> None:
     plain, listed = "One thing. Other thing.", "1. **One** thing.\n2. Other thing."
     groups = [pair("q", plain, listed)]
-    matrix = text_features(groups).matrix_NF
-    length = matrix[:, [style_column("log words")]].toarray()
+    style = text_features(groups).matrix_NF[:, -len(MODEL_STYLE) :].toarray()
+    length = style[:, MODEL_STYLE.index("log words")]
     assert length[0] == length[1]
-    items = matrix[:, [style_column("log list items")]].toarray()
+    items = style[:, MODEL_STYLE.index("log list items")]
     assert items[0] < items[1]
 
 
@@ -219,7 +219,7 @@ def test_without_a_fault_all_probes_are_quiet() -> None:
 
 def test_findings_of_a_planted_closing_name_the_phrase_and_the_option() -> None:
     simulated = world("closing", "planted", 3, 3500)
-    found = probes(columns_of(simulated.groups), SETTINGS)
+    found = CHECKS["probes"](Inputs(audited=columns_of(simulated.groups)))
     assert all(isinstance(item, Finding) for item in found)
     closing = finding(found, "probe: closing")
     assert closing.severity == "error"
@@ -320,7 +320,9 @@ def test_close_calls_are_no_noise() -> None:
 @pytest.mark.parametrize(("twin", "severity"), [("planted", "warn"), ("clean", "note")])
 def test_reversed_labels_are_seen(twin: str, severity: str) -> None:
     simulated = world("noise", twin, 1)  # type: ignore[arg-type]
-    found = finding(noise_findings(columns_of(simulated.groups), SETTINGS), "label noise")
+    found = finding(
+        CHECKS["label noise"](Inputs(audited=columns_of(simulated.groups))), "label noise"
+    )
     assert found.severity == severity
     assert len(found.examples) == 10
     if twin == "planted":
@@ -362,7 +364,9 @@ def test_the_models_name_decides_what_it_decides() -> None:
 @pytest.mark.parametrize(("twin", "severity"), [("planted", "warn"), ("clean", "note")])
 def test_labels_that_do_not_need_the_prompt(twin: str, severity: str) -> None:
     simulated = world("prompt-blind", twin, 2, 3000)  # type: ignore[arg-type]
-    found = finding(prompt_blind(columns_of(simulated.groups), SETTINGS), "prompt-blind")
+    found = finding(
+        CHECKS["prompt-blind"](Inputs(audited=columns_of(simulated.groups))), "prompt-blind"
+    )
     assert found.severity == severity
     assert found.low is not None and found.high is not None and found.low < found.high
     assert ("training.cross_prompt" in found.fix) == (twin == "planted")

@@ -307,6 +307,12 @@ def test_an_overlong_pair_is_counted_and_no_error(tmp_path: Path) -> None:
     assert prepared.num_rows == 120
 
 
+def test_a_share_that_makes_no_pair_is_refused(tmp_path: Path, renderer: Renderer) -> None:
+    config = fixing(tmp_path, cross_prompt=CrossPromptSettings(share=0.001))
+    message = refusal(lambda: prepare(config, renderer))
+    assert "cross_prompt.share 0.001 has no effect" in message
+
+
 def mixed_groups() -> list[RenderedGroup]:
     """Pairs and groups of four, sure and soft, in which the longer answer wins four of five."""
     random = np.random.default_rng(0)

@@ -20,6 +20,7 @@ from palate.errors import PalateError
 from palate.model.guards import (
     check_head,
     check_model,
+    check_padding,
     check_rendering,
     padded_rows,
     random_texts,
@@ -40,7 +41,7 @@ from palate.training.guards import (
     first_loss_fault,
     is_spike,
 )
-from palate.training.settings import GuardSettings, TrainingSettings
+from palate.training.settings import GuardSettings, TrainingSettings, refuse_unheeded
 from palate.training.trainer import RewardTrainer
 from tests.runs import pair_groups, ranked_group, rendered, tiny_renderer, tiny_trainer
 from tests.tiny import (
@@ -139,6 +140,25 @@ def test_padding_that_is_seen_is_refused(dtype: torch.dtype) -> None:
     model = tiny_model("bert", dtype)
     with mask_of_ones(), pytest.raises(PalateError, match="padded on the right"):
         check_model("bert", model, PAD)
+
+
+@pytest.mark.parametrize("pad_id", [0, 3])
+def test_what_stands_in_the_padding_is_changed_whatever_the_pads_id(
+    pad_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pooled state holds the id in the row's last slot, which is padding but for the longest
+    text; a text alone has none there, so only the check of contents can tell."""
+    own = RewardModel.run
+
+    def run(self: RewardModel, plan: Any) -> Any:
+        found = own(self, plan)
+        is_padded_N = plan.end_column_N < plan.input_ids_RT.shape[1] - 1
+        last_N = torch.from_numpy((plan.input_ids_RT[:, -1] != pad_id) * is_padded_N)
+        return found._replace(hidden_ND=found.hidden_ND + last_N[:, None])
+
+    monkeypatch.setattr(RewardModel, "run", run)
+    with pytest.raises(PalateError, match="with other ids in the padding"):
+        check_padding("tiny", tiny_model("bert"), pad_id)
 
 
 def test_a_guard_at_loading_refuses_and_can_be_switched_off(tmp_path: Path) -> None:
@@ -490,3 +510,17 @@ def test_the_benchmark_finds_every_fault_and_nothing_in_its_twins() -> None:
     for name, found in code_faults.run([0, 1]).items():
         assert found["planted"] == {"alarms": 2, "of": 2}, name
         assert found["clean"] == {"alarms": 0, "of": 2}, name
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"first_loss": False}, {"explosion": False}, {"on_explosion": "stop"}, {"dead_head": False}],
+)
+def test_a_frozen_body_refuses_settings_of_guards_that_watch_steps(changed: dict[str, Any]) -> None:
+    """Its head takes no steps of the trainer; the guards before training are heeded."""
+    heeded = TrainingSettings(method="frozen", guards=GuardSettings(repeat=False))
+    refuse_unheeded(heeded, ("lbfgs",))
+    settings = TrainingSettings(method="frozen", guards=GuardSettings(**changed))
+    (name,) = changed
+    with pytest.raises(PalateError, match=rf"training\.guards\.{name} .* has no effect"):
+        refuse_unheeded(settings, ("lbfgs",))

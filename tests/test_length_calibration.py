@@ -162,7 +162,8 @@ def rows_of_words(count: int) -> list[dict[str, str]]:
 def test_it_is_kept_beside_the_model_and_used_on_request_alone(
     trained_run: Path, tmp_path: Path
 ) -> None:
-    data = write_rows(tmp_path / "pool.jsonl", rows_of_words(120))
+    unreadable = {"prompt": "no answers"}
+    data = write_rows(tmp_path / "pool.jsonl", [*rows_of_words(120), unreadable])
     stored = trained_run / "model" / "reward_model.json"
     before = stored.read_text()
     weights = (trained_run / "model" / "model.safetensors").read_bytes()
@@ -173,6 +174,9 @@ def test_it_is_kept_beside_the_model_and_used_on_request_alone(
         printed = run_calibrate(["--model", str(trained_run), "--data", data])
         kept = json.loads(stored.read_text())["length_calibration"]
         assert kept["alpha"] == printed.json["alpha"]
+        assert printed.json["num_rows"] == 121
+        assert sum(printed.json["ledger"].values()) == 1
+        assert printed.text.startswith("121 rows")
         assert (trained_run / "model" / "model.safetensors").read_bytes() == weights
         question, answer = "Number 3: which of them is meant?", "It is. It is."
         again = palate.load(trained_run)

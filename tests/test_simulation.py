@@ -24,6 +24,7 @@ from palate.simulation import (
     scene,
     world,
 )
+from palate.simulation.answers import write_answers
 from palate.simulation.prompts import MAX_PROMPTS
 from palate.simulation.scenes import NO_BELIEF, RIGHT_BELIEF, WRONG_BELIEF
 from palate.simulation.topics import TOPICS
@@ -82,6 +83,16 @@ def test_the_same_seed_gives_the_same_texts_and_votes_and_another_seed_others() 
     votes, votes_again = label(first), label(again)
     assert votes.groups == votes_again.groups
     assert votes.groups != label(first, LabelSettings(seed=1)).groups
+
+
+def test_answers_of_one_sentence_each_are_different_facts() -> None:
+    """A topic has 12 facts: 12 answers of one right fact and nothing else use each of them once."""
+    none, one = np.zeros(12, int), np.ones(12, int)
+    names = ("errors", "fillers", "closing", "hedge", "confidence", "markdown", "agreement")
+    features = {"right": one, **dict.fromkeys(names, none)}
+    for seed in range(20):
+        made = write_answers(seed, none, none, features, SceneSettings())
+        assert set(made.texts) == {right for right, _ in TOPICS[0].facts}
 
 
 def test_prompts_are_distinct_and_no_group_has_the_same_answer_twice(written: Scene) -> None:
@@ -331,6 +342,7 @@ def test_impossible_settings_are_refused() -> None:
         (lambda: world("leak", strength=2.0), "no effect"),
         (lambda: world("noise", strength=3.0), "flip is 0.75"),
         (lambda: scene(0, MAX_PROMPTS + 1), "distinct"),
+        (lambda: SceneSettings(earned="closing", feature_share=1), "no effect"),
         (lambda: scene(0, 10, 1), "two or more"),
         (lambda: scene(0, 10, style="prose"), "none of independent"),
         (lambda: SceneSettings(feature_share=1.5), "from 0 to 1"),

@@ -60,12 +60,8 @@ class Measured:
     """One model: does the probe alarm, how many pairs flip, is it right about the true utility."""
 
     alarm: bool
-    effect: float
     flips: float
     accuracy: float
-
-    def as_json(self) -> dict[str, Any]:
-        return {name: float(value) for name, value in vars(self).items()}
 
 
 class Texts:
@@ -124,7 +120,7 @@ class Texts:
 def measured(texts: Texts, model: FeatureModel, kind: str) -> Measured:
     result = probe(texts.features, model, kind, phrase_probe(kind))
     right = true_accuracy(texts, model.coefficient_F, model.held_out.group_C)
-    return Measured(result.fails, result.effect.value, result.flips.value, right)
+    return Measured(result.fails, result.flips.value, right)
 
 
 def true_accuracy(texts: Texts, coefficient_F: np.ndarray, groups: np.ndarray) -> float:
@@ -150,27 +146,21 @@ def fitted(texts: Texts, comparisons: Comparisons, world: str, fix: Fix = "none"
     in_training_C = np.array([g not in held_out for g in comparisons.group_C.tolist()])
     train = comparisons.where(in_training_C)
     matrix_NF = texts.features.matrix_NF
-    kind = PROBE_OF[world]
-    chosen, changed_MF = texts.counterfactual(kind)
-    trained_on = np.zeros(matrix_NF.shape[0], dtype=bool)
-    trained_on[train.better_C] = trained_on[train.worse_C] = True
-    keep = trained_on[chosen] & (fix == "counterfactual")
-    difference_CF = vstack(
-        [
-            matrix_NF[train.better_C] - matrix_NF[train.worse_C],
-            matrix_NF[chosen[keep]] - changed_MF[keep],
-        ],
-        "csr",
-    )
-    target_C = np.concatenate([train.target_C, np.full(keep.sum(), COUNTERFACTUAL_TARGET)])
-    covariate_N = texts.covariate(NUISANCE_OF[world])
-    # Nothing on the made pairs: no annotator's habit is in their labels.
-    nuisance_C = np.concatenate(
-        [covariate_N[train.better_C] - covariate_N[train.worse_C], np.zeros(keep.sum())]
-    )
-    nuisance_C *= fix == "nuisance"
-    difference_CF = hstack([difference_CF, csr_matrix(nuisance_C[:, None])], "csr")
-    l2_F = np.append(default_l2(), NUISANCE_L2)
+    difference_CF = matrix_NF[train.better_C] - matrix_NF[train.worse_C]
+    target_C, l2_F = train.target_C, default_l2()
+    if fix == "nuisance":
+        covariate_N = texts.covariate(NUISANCE_OF[world])
+        nuisance_C = covariate_N[train.better_C] - covariate_N[train.worse_C]
+        difference_CF = hstack([difference_CF, csr_matrix(nuisance_C[:, None])], "csr")
+        l2_F = np.append(l2_F, NUISANCE_L2)
+    else:
+        chosen, changed_MF = texts.counterfactual(PROBE_OF[world])
+        trained_on = np.zeros(matrix_NF.shape[0], dtype=bool)
+        trained_on[train.better_C] = trained_on[train.worse_C] = True
+        keep = trained_on[chosen]
+        made_CF = matrix_NF[chosen[keep]] - changed_MF[keep]
+        difference_CF = vstack([difference_CF, made_CF], "csr", dtype=np.float64)
+        target_C = np.concatenate([target_C, np.full(keep.sum(), COUNTERFACTUAL_TARGET)])
     coefficient_F = fit_comparison_model(difference_CF, None, l2_F, target_C, 100)
     coefficient_F = coefficient_F[: matrix_NF.shape[1]]
     reward_N = matrix_NF @ coefficient_F

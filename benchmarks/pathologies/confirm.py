@@ -22,13 +22,14 @@ import torch
 
 import palate
 from benchmarks.pathologies.biases import NUISANCE_OF, PROBE_OF
-from benchmarks.pathologies.small_model import save_small_model
+from benchmarks.pathologies.small_model import NUM_LAYERS, WIDTH, save_small_model
 from palate.artifacts.files import write_json
 from palate.objectives import ObjectiveSettings
 from palate.pipeline.config import SplitSettings
 from palate.preferences import PreferenceGroup, ScoringItem
 from palate.preferences.types import Response
 from palate.simulation import Scene, label, labels_of, scene
+from palate.simulation.worlds import TwinName
 from palate.text.perturb import perturb
 from palate.training.settings import TrainingSettings
 
@@ -47,8 +48,8 @@ class Trial:
         self.scene: Scene = scene(seed, NUM_PAIRS + NUM_HELD_OUT)
         self.body = save_small_model(directory / "body", self.scene.texts, seed)
 
-    def trained(self, world: str, twin: str, nuisance: Sequence[str] = ()) -> "palate.Scorer":
-        groups = label(self.scene, labels_of(world, twin, self.seed)).groups  # type: ignore[arg-type]
+    def trained(self, world: str, twin: TwinName, nuisance: Sequence[str] = ()) -> "palate.Scorer":
+        groups = label(self.scene, labels_of(world, twin, self.seed)).groups
         name = "-".join([world, twin, *nuisance])
         data = self.directory / f"{name}.jsonl"
         data.write_text("".join(_row(group) for group in groups[:NUM_PAIRS]))
@@ -136,7 +137,7 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         runs = [run for run in found if run["bias"] == world]
         row: dict[str, Any] = {
             "bias": world,
-            "model": "Llama, 2 layers, width 64",
+            "model": f"Llama, {NUM_LAYERS} layers, width {WIDTH}",
             "seeds": len(runs),
         }
         for state in ("clean", "planted", "fixed"):

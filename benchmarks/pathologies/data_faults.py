@@ -25,7 +25,7 @@ from palate.audit.display import position_bias
 from palate.audit.feature_model import Comparisons, default_l2, folds_of
 from palate.audit.findings import SEVERITIES, Finding, Severity, Skipped
 from palate.audit.noise import noise_of
-from palate.audit.overlap import overlap_findings
+from palate.audit.overlap import prompt_overlap
 from palate.audit.scan import columns_of
 from palate.audit.settings import AuditSettings
 from palate.audit.shift import shift_findings
@@ -51,18 +51,12 @@ LEAK_PAIRS, TRUNCATION_PAIRS, SHIFT_PAIRS, BLIND_PAIRS = 1_800, 100, 3_000, 3_00
 """Pairs where 6,000 would only cost time."""
 
 
-def alarms(
-    found: Iterable[Finding | Skipped], check: str, severity: Severity, above: bool = False
-) -> bool:
-    """Whether a finding of this check is as grave as `severity`; `above`: only where the statistic
-    is high. Raises AssertionError where the check was not made: no alarm would mean nothing."""
+def alarms(found: Iterable[Finding | Skipped], check: str, severity: Severity) -> bool:
+    """Whether a finding of this check is as grave as `severity`. Raises AssertionError where the
+    check was not made: no alarm would mean nothing."""
     made = [f for f in found if isinstance(f, Finding) and f.check == check]
     assert made, f"{check} was not made"
-    return any(
-        SEVERITIES.index(f.severity) >= SEVERITIES.index(severity)
-        and (not above or (f.statistic or 0) > 0.5)
-        for f in made
-    )
+    return any(SEVERITIES.index(f.severity) >= SEVERITIES.index(severity) for f in made)
 
 
 class Labelled:
@@ -299,8 +293,8 @@ def shift(seed: int, num_pairs: int, measure: bool) -> dict[str, Any]:
 
 
 def _overlapping(train: Sequence[PreferenceGroup], held_out: Sequence[PreferenceGroup]) -> bool:
-    found = overlap_findings(columns_of(held_out), AuditSettings(), columns_of(train))
-    return alarms(found, "prompt overlap", "error")
+    found = prompt_overlap(columns_of(held_out), columns_of(train))
+    return alarms([found], "prompt overlap", "error")
 
 
 def leak(seed: int, num_pairs: int) -> dict[str, Any]:

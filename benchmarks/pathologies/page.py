@@ -38,7 +38,8 @@ it is typed by hand. {settings}
 
 The alarm must ring where the fault was planted and stay silent in two twins of the same seed: the
 **clean** twin, without the fault, and the **legitimate** twin, where the feature is truly good.
-Intervals are at 95 %: those of counts are Wilson's, those of effects and accuracies the sweep's.
+Intervals are at 95 %: those of counts are Wilson's, those of effects and accuracies rest on the
+standard error over seeds, of which a seed costs more than an alarm's: fewer are measured.
 
 ## The table
 """
@@ -60,8 +61,9 @@ TRANSFORMERS_TEXT = """
 ## The same on transformers
 
 The sweeps run on small models of features. Here a real transformer was trained on the same
-simulated text. d is the probe's effect in standard deviations of the reward, for phrasings that
-neither the planter nor the fix used.
+simulated text. An effect is what the feature adds to the reward of the truly worse answer, in
+standard deviations of the margins, for phrasings that neither the planter nor the fix used; flips
+are the pairs ranked right that it turns. In brackets: the lowest and the highest seed.
 """
 
 
@@ -88,7 +90,9 @@ def page(result: Mapping[str, Any], figure: str) -> str:
 def settings_line(settings: Mapping[str, Any]) -> str:
     """Seeds, size and versions in a sentence."""
     versions = ", ".join(f"{name} {value}" for name, value in settings["versions"].items())
-    return f"{settings['seeds']} seeds, {settings['num_pairs']:,} pairs each; {versions}."
+    measured = settings.get("measured_seeds")
+    some = f" (effects and accuracies of models: {measured} of them)" if measured else ""
+    return f"{settings['seeds']} seeds{some}, {settings['num_pairs']:,} pairs each; {versions}."
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -224,7 +228,7 @@ def power_cells(world: str, points: Sequence[Row]) -> list[str]:
 def transformers_table(rows: Sequence[Row]) -> str:
     """All their columns, those that not every row has too."""
     headings = list(dict.fromkeys(key for row in rows for key in row))
-    shown = [key.replace("_d", " d").replace("_", " ") for key in headings]
+    shown = [key.replace("_", " ") for key in headings]
     return table(shown, [[estimate(row.get(key)) for key in headings] for row in rows])
 
 

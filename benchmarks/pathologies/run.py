@@ -4,18 +4,20 @@
 
 Each seed is a line of a file beside the output, so that a run that was stopped goes on, and more
 seeds can be added. Effects and accuracies after fixes are measured on the first seeds only
-(`--measured_seeds`), detections and false alarms on all.
+(`--measured_seeds`), detections and false alarms on all. Remove the file after a change to what is
+planted, checked or mended: its lines don't know the code that they came from.
 """
 
 import argparse
 import json
 import math
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from benchmarks.pathologies import code_faults
 from benchmarks.pathologies.biases import biases
@@ -28,12 +30,13 @@ NUM_PAIRS = 6000
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 POWER_SEEDS = 40
 
+Task = tuple[int, int, bool, Sequence[float]]
+"""Seed, pairs, whether effects and accuracies are measured, strengths to try the alarms at."""
 
-def of_seed(task: tuple[int, int, bool, Sequence[float]]) -> dict[str, Any]:
-    """What one seed says of every row; `measure`: effects and accuracies too."""
+
+def of_seed(task: Task) -> dict[str, Any]:
+    """What one seed says of every row."""
     seed, num_pairs, measure, strengths = task
-    from threadpoolctl import threadpool_limits
-
     with threadpool_limits(1):
         texts, found = biases(seed, num_pairs, measure, strengths)
         return {"seed": seed, **found, **data_faults(texts, num_pairs, measure)}
@@ -51,7 +54,6 @@ def main() -> None:
     options = parser.parse_args()
     output = Path(options.output)
     log = output.with_suffix(".seeds.jsonl")
-    done = {line["seed"]: line for line in _lines(log) if line["pairs"] == options.pairs}
     tasks = [
         (
             seed,
@@ -60,8 +62,9 @@ def main() -> None:
             STRENGTHS if seed < options.power_seeds else (),
         )
         for seed in range(options.seeds)
-        if seed not in done
     ]
+    done = finished(tasks, _lines(log))
+    tasks = [task for task in tasks if task[0] not in done]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for found in pool.imap_unordered(of_seed, tasks):
             found["pairs"] = options.pairs
@@ -69,7 +72,7 @@ def main() -> None:
                 handle.write(json.dumps(found) + "\n")
             done[found["seed"]] = found
             print(f"{len(done)} of {options.seeds} seeds", flush=True)
-    report = aggregated([done[seed] for seed in sorted(done) if seed < options.seeds])
+    report = aggregated([done[seed] for seed in sorted(done)])
     report["settings"] = {
         "seeds": options.seeds,
         "measured_seeds": options.measured_seeds,
@@ -79,16 +82,41 @@ def main() -> None:
     previous = json.loads(output.read_text()) if output.exists() else {}
     for name in ("transformers", "transformer_runs"):  # of `confirm`
         report[name] = previous.get(name, [])
-    report["code"] = previous.get("code") or code_faults.run(range(options.code_seeds))
+    code = previous.get("code", {})
+    is_known = code and all(row["planted"]["of"] == options.code_seeds for row in code.values())
+    report["code"] = code if is_known else code_faults.run(range(options.code_seeds))
     report["rows"] += [_code_row(row, report["code"][row["name"]]) for row in CODE_ROWS]
     write_json(output, report)
 
 
+def finished(tasks: Sequence[Task], lines: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """By seed, the lines that hold all that its task asks for: as many pairs, and effects and power
+    where these are measured. The last of a seed's counts."""
+    task_of = {task[0]: task for task in tasks}
+    found = {}
+    for line in lines:
+        if line["seed"] not in task_of:
+            continue
+        _, num_pairs, measure, strengths = task_of[line["seed"]]
+        has_effects = "effect_before" in line[ROWS[0]["name"]]
+        if (
+            line["pairs"] == num_pairs
+            and has_effects >= measure
+            and ("power" in line) >= bool(strengths)
+        ):
+            found[line["seed"]] = line
+    return found
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines; one that a killed run left half written is made again."""
+    """Whole lines; one that a killed run left half written is ended here, and made again."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    text = path.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):
+        with open(path, "a", encoding="utf-8") as handle:
+            handle.write("\n")
+    for line in text.splitlines():
         try:
             yield json.loads(line)
         except ValueError:

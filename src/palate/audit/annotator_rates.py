@@ -3,13 +3,13 @@
 Legend: J judgements, A annotators with enough of them.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import false_discovery_control, norm
 
 from palate.audit.columns import NO_ANNOTATOR
+from palate.statistics import wilson
 
 MIN_JUDGEMENTS = 20
 """Judgements of one annotator from which a number is told of them."""
@@ -30,10 +30,7 @@ class Rates:
 
     def interval(self, index: int) -> tuple[float, float]:
         """Wilson's, with the effective number of observations (Korn and Graubard 1998 in kind)."""
-        n, p, z = float(self.effective_A[index]), float(self.rate_A[index]), 1.959964
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        return wilson(float(self.rate_A[index]), float(self.effective_A[index]))
 
     def below(self, other_A: np.ndarray) -> np.ndarray:
         """Adjusted p-values (Benjamini and Hochberg 1995) that a rate is below another's."""

@@ -10,8 +10,9 @@ from scipy.special import expit
 
 from palate.audit.columns import Columns
 from palate.audit.settings import AuditSettings
-from palate.audit.shares import WonShare, Z, won_share
+from palate.audit.shares import WonShare, won_share
 from palate.statistics.comparison_model import fit_comparison_model
+from palate.statistics.intervals import NORMAL_95
 
 RIDGE = 1.0
 
@@ -68,7 +69,7 @@ class Joint:
     num_comparisons: int
 
     def interval(self, feature: int) -> tuple[float, float, float]:
-        value, half = float(self.coefficient_F[feature]), Z * float(self.error_F[feature])
+        value, half = float(self.coefficient_F[feature]), NORMAL_95 * float(self.error_F[feature])
         return value, value - half, value + half
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
+from palate.audit.columns import Audited
 from palate.preferences import PreferenceGroup
 from palate.preferences.split import prompt_cluster
 from palate.statistics import Estimate
@@ -55,11 +56,6 @@ _AGREEMENT = re.compile(
     r"\bagree\b|\b(you are|you're) (\w+ )?(right|correct)\b|\bexactly\b"
     r"|\byour (view|belief|opinion)|\b(as|like|what) you (say|said|think|thought|believe)"
 )
-
-
-def style_column(name: str) -> int:
-    """The column of a feature of MODEL_STYLE in the model's matrix."""
-    return 2 * DEFAULT_BUCKETS + MODEL_STYLE.index(name)
 
 
 def _without_layout(text: str) -> str:
@@ -134,6 +130,11 @@ def text_features(
     if cluster_G is None:
         cluster_G = np.array([int(prompt_cluster(g.prompt), 16) for g in groups], np.uint64)
     return features_of_texts(texts, counts, cluster_G)
+
+
+def sample_features(audited: Audited) -> TextFeatures:
+    """Features of all answers of the sample."""
+    return text_features(audited.sample, audited.columns.cluster_G[audited.sample_G])
 
 
 def features_of_texts(

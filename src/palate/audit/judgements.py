@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from palate.audit.columns import NO_ANNOTATOR, Columns
+from palate.audit.hashes import mixed
 
 SAID = (-1, 0, 1)
 """What a judgement says of an item, in the order of the values V: the second is better, neither,
@@ -93,7 +94,7 @@ def judgements(columns: Columns) -> Judgements:
     row_J = np.flatnonzero(first_P != second_P)
     first_J, second_J, group_J = first_P[row_J], second_P[row_J], group_P[row_J]
     low_J, high_J = np.minimum(first_J, second_J), np.maximum(first_J, second_J)
-    key_J = _mixed(_mixed(_mixed(columns.prompt_G[group_J]) ^ low_J) ^ high_J)
+    key_J = mixed(columns.prompt_G[group_J], low_J, high_J)
     _, start_I, item_J = np.unique(key_J, return_index=True, return_inverse=True)
     same_way_J = first_J == first_J[start_I][item_J]
     outcome_J = columns.outcome_P[row_J].astype(np.int64)
@@ -114,12 +115,3 @@ def judgements(columns: Columns) -> Judgements:
     same[1:] = (item[1:] == item[:-1]) & (annotator[1:] == annotator[:-1])
     same &= annotator != NO_ANNOTATOR
     return found.only(order[~same])
-
-
-def _mixed(value: np.ndarray) -> np.ndarray:
-    """64 well-mixed bits of 64 (splitmix64: Steele et al. 2014)."""
-    mixed = value.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    result: np.ndarray = mixed ^ (mixed >> np.uint64(31))
-    return result

@@ -12,10 +12,8 @@ from palate.audit.columns import Audited
 from palate.audit.feature_model import (
     Comparisons,
     TextFeatures,
-    comparisons_of,
     default_l2,
     out_of_fold_margins,
-    text_features,
 )
 from palate.audit.findings import MAX_EXAMPLES, Finding, Severity, Skipped
 from palate.audit.places import place_of
@@ -82,18 +80,11 @@ def fit_noise(margin_C: np.ndarray, cluster_C: np.ndarray, seed: int = 0) -> Noi
     )
 
 
-def noise_findings(audited: Audited, settings: AuditSettings) -> list[Finding | Skipped]:
-    """Confident learning (Northcutt et al. 2021, 1911.00068) on out-of-fold predictions of a small
-    model of words and style."""
-    features = text_features(audited.sample, audited.columns.cluster_G[audited.sample_G])
-    comparisons = comparisons_of(features, audited.sample)
-    return noise_of(audited, features, comparisons, settings)
-
-
 def noise_of(
     audited: Audited, features: TextFeatures, comparisons: Comparisons, settings: AuditSettings
 ) -> list[Finding | Skipped]:
-    """The same with the features at hand."""
+    """Confident learning (Northcutt et al. 2021, 1911.00068) on out-of-fold predictions of a small
+    model of words and style: `features` of the sample's answers, and its comparisons."""
     kept = np.argsort(comparisons.cluster_C, kind="stable")[:MAX_COMPARISONS]
     comparisons = comparisons.where(kept)
     if len(comparisons) < MIN_COMPARISONS:

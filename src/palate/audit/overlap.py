@@ -10,7 +10,6 @@ import numpy as np
 from palate.audit.columns import Audited
 from palate.audit.findings import MAX_EXAMPLES, Finding, Severity, Skipped
 from palate.audit.places import place_of, places, share
-from palate.audit.settings import AuditSettings
 from palate.errors import PalateError
 from palate.preferences import PreferenceGroup
 from palate.preferences.split import opening_of
@@ -24,17 +23,6 @@ MAX_ALIKE = 0.01
 WARN_ANSWERS, MAX_ANSWERS = 0.005, 0.02
 """Share of answers of eight words or more. Halves of real harmless data, apart by prompt cluster,
 share up to 0.2 %: the same refusal of two requests."""
-
-
-def overlap_findings(
-    audited: Audited, _: AuditSettings, against: Audited
-) -> list[Finding | Skipped]:
-    """What `audited` shares with `against`, the data that are trained on."""
-    return [
-        prompt_overlap(audited, against),
-        *near_prompts(audited, against),
-        answer_overlap(audited, against),
-    ]
 
 
 def prompt_overlap(audited: Audited, against: Audited) -> Finding:

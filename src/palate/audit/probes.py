@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
-from palate.audit.columns import Audited
 from palate.audit.feature_model import (
     Comparisons,
     FeatureModel,
@@ -26,7 +25,6 @@ from palate.audit.feature_model import (
 from palate.audit.findings import MAX_EXAMPLES, Example, Finding, Severity, Skipped
 from palate.audit.own_phrases import Change, added, frequent_phrases
 from palate.audit.places import place_of
-from palate.audit.settings import AuditSettings
 from palate.preferences import PreferenceGroup
 from palate.statistics import Estimate
 from palate.statistics.resampling import (
@@ -216,23 +214,16 @@ def _changed(features: TextFeatures, answers_R: np.ndarray, name: str, change: C
     return known_MF[row_N[answers_R]]
 
 
-def probes(audited: Audited, settings: AuditSettings) -> list[Finding | Skipped]:
-    """All probes on a model of the sample."""
-    clusters = audited.columns.cluster_G[audited.sample_G]
-    return probe_model(audited.sample, settings.seed, cluster_G=clusters)
-
-
 def probe_model(
     groups: Sequence[PreferenceGroup],
     seed: int = 0,
     features: TextFeatures | None = None,
-    cluster_G: np.ndarray | None = None,
 ) -> list[Finding | Skipped]:
     """Fit the small model on these groups and put it to all probes.
 
     `features` are those of the same texts, where they are known: then only the labels cost time.
     """
-    known = text_features(groups, cluster_G) if features is None else features
+    known = text_features(groups) if features is None else features
     comparisons = comparisons_of(known, groups)
     model = fit_feature_model(known, comparisons, seed=seed)
     if model is None or (model.margin_H > 0).sum() < MIN_RANKED_RIGHT:

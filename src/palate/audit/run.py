@@ -3,21 +3,28 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from palate.artifacts.progress import progress
 from palate.audit.columns import Audited
 from palate.audit.conflicts import conflict_findings
 from palate.audit.contamination import contamination_findings
 from palate.audit.duplicates import duplicate_findings
+from palate.audit.feature_model import (
+    Comparisons,
+    TextFeatures,
+    comparisons_of,
+    sample_features,
+)
 from palate.audit.findings import Finding, Report, Skipped, worst_first
-from palate.audit.noise import noise_findings
-from palate.audit.overlap import overlap_findings
+from palate.audit.noise import noise_of
+from palate.audit.overlap import answer_overlap, near_prompts, prompt_overlap
 from palate.audit.people import people_findings
 from palate.audit.phrases import phrase_findings
-from palate.audit.probes import probes
+from palate.audit.probes import probe_model
 from palate.audit.settings import AuditSettings
 from palate.audit.shift import shift_findings
-from palate.audit.shortcuts import prompt_blind, source_shortcut
+from palate.audit.shortcuts import prompt_blind_of, source_shortcut
 from palate.audit.style import style_findings
 from palate.audit.template import Trained, template_findings
 from palate.audit.tokens import token_findings
@@ -47,6 +54,16 @@ class Inputs:
     all_groups: Callable[[], Iterable[PreferenceGroup]] | None = None
     """All groups again, where only a sample keeps its texts."""
 
+    @cached_property
+    def features(self) -> TextFeatures:
+        """The sample's answers as small models see them: worked out once, for all checks."""
+        return sample_features(self.audited)
+
+    @cached_property
+    def comparisons(self) -> Comparisons:
+        """The decided comparisons of the sample."""
+        return comparisons_of(self.features, self.audited.sample)
+
 
 Found = list[Finding | Skipped]
 Check = Callable[[Inputs], Found]
@@ -61,7 +78,22 @@ def _tokens(inputs: Inputs) -> Found:
 def _overlap(inputs: Inputs) -> Found:
     if inputs.against is None:
         return [Skipped("overlap", "nothing to hold the data against: name it with --against")]
-    return overlap_findings(inputs.audited, inputs.settings, inputs.against)
+    return [
+        prompt_overlap(inputs.audited, inputs.against),
+        answer_overlap(inputs.audited, inputs.against),
+    ]
+
+
+def _near_duplicates(inputs: Inputs) -> Found:
+    """Apart from `_overlap`, which is made again for texts outside the sample; this takes longer
+    and needs none. Without data to hold against, `_overlap` says so."""
+    return [] if inputs.against is None else near_prompts(inputs.audited, inputs.against)
+
+
+def _probes(inputs: Inputs) -> Found:
+    # Changed answers are kept in a copy of the features, so that their memory ends with the check.
+    features = replace(inputs.features, changed={})
+    return probe_model(inputs.audited.sample, inputs.settings.seed, features)
 
 
 def _shift(inputs: Inputs) -> Found:
@@ -81,14 +113,17 @@ def _contamination(inputs: Inputs) -> Found:
 CHECKS: Mapping[str, Check] = {
     "style": lambda i: style_findings(i.audited, i.settings),
     "openings and endings": lambda i: phrase_findings(i.audited, i.settings),
-    "probes": lambda i: probes(i.audited, i.settings),
+    "probes": _probes,
     "source": lambda i: source_shortcut(i.audited, i.settings),
-    "prompt-blind": lambda i: prompt_blind(i.audited, i.settings),
-    "label noise": lambda i: noise_findings(i.audited, i.settings),
+    "prompt-blind": lambda i: prompt_blind_of(
+        i.audited.sample, i.features, i.comparisons, i.settings
+    ),
+    "label noise": lambda i: noise_of(i.audited, i.features, i.comparisons, i.settings),
     "people": lambda i: people_findings(i.audited),
     "conflicts": lambda i: conflict_findings(i.audited, i.settings),
     "duplicates": lambda i: duplicate_findings(i.audited, i.settings),
     "overlap": _overlap,
+    "near-duplicates": _near_duplicates,
     "shift": _shift,
     "contamination": _contamination,
     "tokens": _tokens,

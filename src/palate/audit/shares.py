@@ -3,15 +3,13 @@
 Legend: C comparisons, K prompt clusters, T tests.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom, false_discovery_control
 
-Z = 1.959963984540054
-"""The normal quantile of a 95 % interval."""
+from palate.statistics import wilson
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def won_share(won_C: np.ndarray, cluster_C: np.ndarray, weight_C: np.ndarray) ->
     if variance > 0:
         as_many = value * (1 - value) / variance
     as_many = min(max(as_many, 1.0), float(len(won_C)))
-    low, high = _wilson(value, as_many)
+    low, high = wilson(value, as_many)
     num_won, num_lost = int((excess_K > 1e-9).sum()), int((excess_K < -1e-9).sum())
     return WonShare(
         value,
@@ -75,13 +73,6 @@ def won_share(won_C: np.ndarray, cluster_C: np.ndarray, weight_C: np.ndarray) ->
     )
 
 
-def _wilson(value: float, number: float) -> tuple[float, float]:
-    centre = (value + Z**2 / (2 * number)) / (1 + Z**2 / number)
-    half = math.sqrt(value * (1 - value) / number + Z**2 / (4 * number**2))
-    half *= Z / (1 + Z**2 / number)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def sign_test(num_won: int, num_lost: int) -> float:
     """Two-sided exact p-value of so uneven a count under a fair coin."""
     return min(1.0, 2 * float(binom.cdf(min(num_won, num_lost), num_won + num_lost, 0.5)))
@@ -90,10 +81,7 @@ def sign_test(num_won: int, num_lost: int) -> float:
 def discoveries(p_values: Sequence[float], rate: float) -> np.ndarray:
     """Which tests to call significant so that at most a share `rate` of the called is expected to
     be false: T, bool (Benjamini and Hochberg 1995)."""
-    p_T = np.asarray(p_values, float)
-    order_T = np.argsort(p_T, kind="stable")
-    passes_T = p_T[order_T] <= rate * np.arange(1, len(p_T) + 1) / max(1, len(p_T))
-    num_called = int(np.flatnonzero(passes_T)[-1]) + 1 if passes_T.any() else 0
-    called_T = np.zeros(len(p_T), bool)
-    called_T[order_T[:num_called]] = True
+    if not len(p_values):
+        return np.zeros(0, bool)
+    called_T: np.ndarray = false_discovery_control(p_values) <= rate
     return called_T

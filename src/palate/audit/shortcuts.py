@@ -12,11 +12,9 @@ from palate.audit.columns import NO_MODEL, Audited
 from palate.audit.feature_model import (
     Comparisons,
     TextFeatures,
-    comparisons_of,
     default_l2,
     folds_of,
     out_of_fold_margins,
-    text_features,
 )
 from palate.audit.findings import Finding, Severity, Skipped
 from palate.audit.places import last_turn, places
@@ -127,14 +125,6 @@ def source_shortcut(audited: Audited, settings: AuditSettings) -> list[Finding |
     ]
 
 
-def prompt_blind(audited: Audited, settings: AuditSettings) -> list[Finding | Skipped]:
-    """Whether labels can be told without the prompt: the word model of answers alone against one
-    that also sees how much each answer speaks of what the prompt speaks of."""
-    features = text_features(audited.sample, audited.columns.cluster_G[audited.sample_G])
-    comparisons = comparisons_of(features, audited.sample)
-    return prompt_blind_of(audited.sample, features, comparisons, settings)
-
-
 def prompt_blind_of(
     groups: Sequence[PreferenceGroup],
     features: TextFeatures,
@@ -142,7 +132,9 @@ def prompt_blind_of(
     settings: AuditSettings,
     overlap_N2: np.ndarray | None = None,
 ) -> list[Finding | Skipped]:
-    """The same with the features at hand."""
+    """Whether labels can be told without the prompt: the word model of answers alone against one
+    that also sees how much each answer speaks of what the prompt speaks of (`overlap_N2`, made here
+    where it is not at hand)."""
     check = "prompt-blind"
     kept = np.argsort(comparisons.cluster_C, kind="stable")[:MAX_COMPARISONS]
     comparisons = comparisons.where(kept)

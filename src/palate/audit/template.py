@@ -84,6 +84,9 @@ CANONICAL_CHATS = (
 )
 
 
+NONE_RENDERED = "the template refuses every canonical chat"
+
+
 @dataclass(frozen=True)
 class Trained:
     """How a checkpoint was trained to read."""
@@ -167,8 +170,10 @@ def bos_count(renderer: Renderer) -> Finding | Skipped:
         for name, ids in _rendered(renderer).items()
         if not isinstance(ids, str)
     }
+    if not counts:
+        return Skipped(check, NONE_RENDERED)
     doubled = [name for name, count in counts.items() if count > 1]
-    most = max(counts.values(), default=0)
+    most = max(counts.values())
     return Finding(
         check=check,
         severity="error" if doubled else "note",
@@ -189,9 +194,11 @@ def bos_count(renderer: Renderer) -> Finding | Skipped:
     )
 
 
-def end_of_turn(renderer: Renderer) -> Finding:
+def end_of_turn(renderer: Renderer) -> Finding | Skipped:
     """Whether a rendered chat ends with the end-of-turn token, from which the reward is read."""
     rendered = {name: ids for name, ids in _rendered(renderer).items() if not isinstance(ids, str)}
+    if not rendered:
+        return Skipped("end of turn", NONE_RENDERED)
     without = [
         name for name, ids in rendered.items() if not ids or ids[-1] != renderer.end_of_turn_id
     ]

@@ -14,7 +14,7 @@ from palate.audit.findings import MAX_EXAMPLES, Example, Finding, Severity, Skip
 from palate.audit.places import place_of, share
 from palate.audit.settings import AuditSettings
 from palate.audit.shares import won_share
-from palate.preferences import PreferenceGroup
+from palate.preferences import Comparison, PreferenceGroup
 from palate.rendering import LengthSettings, Renderer
 from palate.rendering.group_ids import GroupIds, text_of, tokenise
 
@@ -70,7 +70,7 @@ class _Tokenised:
             is_over = any(ids.num_over[side] for side in sides)
             if is_over:
                 self.num_lost += 1
-                self.num_longer_won += (len(better) > len(worse)) + (len(better) == len(worse)) / 2
+                self.num_longer_won += _longer_won(comparison, len(better) - len(worse))
                 if self.lengths.overlong != "cut":
                     continue
             if better == worse:  # the check of equal answers counts these
@@ -80,6 +80,13 @@ class _Tokenised:
             if identical:
                 self.by_cut += is_over
                 self.identical_at.append(place_of(group, better))
+
+
+def _longer_won(comparison: Comparison, gap: int) -> float:
+    """1, 0 or 1/2 as the longer answer won, lost, or neither is longer or better."""
+    if gap == 0 or comparison.probability == 0.5 or comparison.tie == 1:
+        return 0.5
+    return float(gap > 0)
 
 
 def token_findings(

@@ -24,6 +24,7 @@ def _text(result: CalibrateResult) -> str:
         if found.best_alpha:
             chosen += f" (the least loss was at {found.best_alpha:.2f}, within chance)"
     return (
+        f"{result.ledger.summary(result.num_rows_kept)}\n"
         f"{plural(result.num_prompts, 'prompt')}, {plural(found.num_clusters, 'cluster')},"
         f" {plural(found.num_comparisons, 'comparison')} of unlike length\n"
         f"{chosen}; fall of the loss {found.gain}\n"
@@ -46,5 +47,7 @@ def _values(result: CalibrateResult) -> dict[str, object]:
             {"gain": found.gain, "accuracy before": before, "accuracy after": after}
         ),
         "num_prompts": result.num_prompts,
+        "num_rows": result.ledger.num_rows_read,
+        "ledger": result.ledger.by_reason(),
         "path": result.path,
     }

@@ -57,6 +57,7 @@ def _data(result: PlanResult) -> list[str]:
     return [
         "rows      " + prepared.ledger.summary(prepared.num_rows).replace("\n", "\n          "),
         f"parts     train {len(prepared.train)}"
+        + (f" ({prepared.num_made} of them made pairs)" if prepared.num_made else "")
         + "".join(f", {name} {len(part)}" for name, part in prepared.validation.items())
         + f", test {len(prepared.test)} prompts; answers per prompt:"
         + "".join(f" {k} ({count}x)" for k, count in sizes.items()),

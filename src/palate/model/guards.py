@@ -105,7 +105,9 @@ def check_padding(name: str, model: RewardModel, pad_id: int) -> None:
             where = f"padded on the {'left' if left else 'right'} to {width} tokens"
             change = _largest(beside.value_NV[:-1] - alone_NV, beside.spread_V)
             _refuse(name, change, _limit(model), where, "the wrong token is read")
-        other = replace(plan, input_ids_RT=np.where(plan.reach_RT == PADDING, 3, plan.input_ids_RT))
+        other_id = 4 if pad_id == 3 else 3
+        other_ids_RT = np.where(plan.reach_RT == PADDING, other_id, plan.input_ids_RT)
+        other = replace(plan, input_ids_RT=other_ids_RT)
         change = _largest(_read(model, other).value_NV - beside.value_NV, beside.spread_V)
         where += " with other ids in the padding"
         cause = "padding is seen, or the end is found by the pad's id"

@@ -149,7 +149,7 @@ def _renderer(config: AuditConfig) -> Renderer:
 
 
 def _trained(checkpoint: str) -> Trained:
-    directory = Path(checkpoint)
+    directory = Path(checkpoint).expanduser()
     return trained_renderer(directory / "model" if (directory / "model").is_dir() else directory)
 
 

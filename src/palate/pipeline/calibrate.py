@@ -58,6 +58,8 @@ class CalibrateResult:
     path: str
     ledger: Ledger
     num_prompts: int
+    num_rows_kept: int
+    """Input rows that are not in the ledger, those of other parts among them."""
 
 
 def calibrate(config: CalibrateConfig) -> CalibrateResult:
@@ -78,7 +80,11 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
     refuse_without_effect(reading, config.read)
     groups = _pool(list(reading.groups), config)
     ledger = reading.ledger
-    outcomes = outcomes_of(scorer, render_groups(groups, scorer.renderer, ledger))
+    rendered = render_groups(groups, scorer.renderer, ledger)
+    num_rows_elsewhere = reading.num_rows - sum(group.num_rows for group in groups)
+    num_rows_kept = sum(group.group.num_rows for group in rendered) + num_rows_elsewhere
+    ledger.check(num_rows_kept)
+    outcomes = outcomes_of(scorer, rendered)
     found = fit_length_calibration(
         outcomes, ties_of(scorer.sidecar), length_balanced=config.length_balanced
     )
@@ -109,6 +115,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
         str(directory / SIDECAR),
         ledger,
         len(outcomes),
+        num_rows_kept,
     )
 
 

@@ -103,7 +103,8 @@ def write_inputs(
                 " since; restore the file, or choose another --output"
             )
     configuration = asdict(config)
-    num_prompts = {"train": len(prepared.train), "test": len(prepared.test)}
+    num_voted = len(prepared.train) - prepared.num_made
+    num_prompts = {"train": num_voted, "test": len(prepared.test)}
     num_prompts |= {name: len(groups) for name, groups in prepared.validation.items()}
     resolved = {}
     if config.training.method != "frozen":

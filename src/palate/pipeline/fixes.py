@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from palate.artifacts.ledger import Ledger
+from palate.errors import PalateError
 from palate.objectives.settings import Ties
 from palate.pipeline.config import TrainConfig
 from palate.preferences import PreferenceGroup
@@ -52,6 +53,12 @@ def fixed(
     ):
         if extra.share:
             wanted = num_extra(extra.share, len(groups))
+            if not wanted:
+                raise PalateError(
+                    f"training.{name}.share {extra.share} has no effect: of"
+                    f" {plural(len(groups), 'training prompt')} it is less than one pair; raise it,"
+                    " or leave it out"
+                )
             num_made = 0
             for group in _rendered(made, tokeniser, name):
                 num_made += 1

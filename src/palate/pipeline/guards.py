@@ -34,7 +34,7 @@ def warn_of_warm_start(model: str, prepared: Prepared) -> None:
     held_out = {name: clusters.get(name, ()) for name in ("validation", "test")}
     for name, groups in prepared.validation.items():
         if name not in held_out:
-            held_out[name] = [prompt_cluster(group.group.prompt) for group in groups]
+            held_out[name] = {prompt_cluster(group.group.prompt) for group in groups}
     for name, members in held_out.items():
         shared = sum(cluster in trained for cluster in members)
         if shared:

@@ -36,9 +36,9 @@ _HEEDED: Mapping[Question, frozenset[str]] = {
 class SimulateConfig:
     """What to simulate: a world's data, or how many comparisons a question needs."""
 
-    question: Literal["data", "accuracy", "bias"] = "data"
+    question: Question = "data"
     """data: write a world's preferences. accuracy: how many comparisons tell two accuracies apart.
-    bias: how many comparisons until the audit finds a world's fault."""
+    bias: how many comparisons until the audit's check finds a world's fault."""
     world: str = ""
     """Name of a world (data, bias); `list` prints all of them."""
     twin: Literal["planted", "clean", "legitimate"] = "planted"

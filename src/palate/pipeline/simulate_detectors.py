@@ -11,8 +11,8 @@ from palate.simulation.power import Detector
 
 
 def _probe(kind: str) -> Detector:
-    """Whether a small model of the labels pays for a change of this kind; not, where there are too
-    few comparisons for a model."""
+    """Whether a small model of the labels pays for a change of this kind, by more than a threshold
+    with the whole interval; not, where there are too few comparisons for a model."""
 
     def detect(simulated: Simulated) -> bool:
         from palate.audit.feature_model import comparisons_of, fit_feature_model, text_features
@@ -53,4 +53,6 @@ DETECTORS: Mapping[str, Detector] = {
     "position": _position,
     "dominance": _dominance,
 }
-"""By world: the check that is meant to find its fault, and finds it where it says error."""
+"""By world: the check that is meant to find its fault. A probe finds it where its whole interval
+lies beyond a threshold, which the audit calls an error from `MIN_SURE` comparisons on and, where it
+is not extreme, a warning below; the other two find it where they say error."""

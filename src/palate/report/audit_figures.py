@@ -41,7 +41,7 @@ def number(value: Any) -> str:
         return "0"
     if shown == round(shown) and (isinstance(value, int) or abs(shown) > 1):
         return f"{shown:,.0f}"
-    if 0 < abs(shown) < 0.0005:
+    if abs(shown) < 0.0005:
         return f"{shown:.1e}"
     return f"{shown:.3f}" if abs(shown) < 100 else f"{shown:,.1f}"
 
@@ -116,8 +116,7 @@ def small_interval(finding: Item) -> Markup:
         label=f"{number(finding['statistic'])} against {number(finding['threshold'])}",
         value=place(value),
         threshold=None if threshold is None else place(threshold),
-        low=place(ends[0]) if len(ends) == 2 else None,
-        high=place(ends[1]) if len(ends) == 2 else None,
+        **_ends(finding, place),
     )
 
 

@@ -20,7 +20,6 @@ h3 { margin: 2.2rem 0 .4rem; } a { color: #1a4fa3; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem;
   border-bottom: 1px solid #ddd; }
-.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .verdict { font-size: 1.2rem; } .muted, figcaption { color: #5a5a5a; font-size: .9rem; }
 .chip { display: inline-block; padding: 0 .55rem; border-radius: 1rem; font-size: .8rem;
   font-weight: 600; white-space: nowrap; color: #fff; -webkit-print-color-adjust: exact;

@@ -3,7 +3,7 @@
 Legend: N answers, F facts of a topic.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,18 +46,27 @@ def write_answers(
     seen: set[tuple[int, str]] = set()
     common = _common_texts(random, topic_N, prompt_N, settings)
     for n, (topic, prompt) in enumerate(zip(topic_N.tolist(), prompt_N.tolist(), strict=True)):
-        facts = TOPICS[topic].facts
-        wrong = placed_N[n]
-        items = [facts[f][w] for f, w in zip(order_NF[n], wrong, strict=False)]
         start = phrase["filler"][n]
-        items += [fillers[(start + 3 * k) % len(fillers)] for k in range(columns["fillers"][n])]
-        text = _assembled(items, n, columns, phrase, common.get(prompt, ""), settings)
-        while (prompt, text) in seen:
-            items = items[1:] + items[:1]
-            text = _assembled(items, n, columns, phrase, common.get(prompt, ""), settings)
+        said = [fillers[(start + 3 * k) % len(fillers)] for k in range(columns["fillers"][n])]
+        of_answer = (
+            _assembled(items, n, columns, phrase, common.get(prompt, ""), settings)
+            for items in _items(TOPICS[topic].facts, order_NF[n], placed_N[n], said)
+        )
+        text = next(text for text in of_answer if (prompt, text) not in seen)
         seen.add((prompt, text))
         texts.append(text)
     return Written(tuple(texts), np.array([len(text.split()) for text in texts]))
+
+
+def _items(
+    facts: Sequence[tuple[str, str]], order: Sequence[int], wrong: Sequence[int], said: list[str]
+) -> Iterator[list[str]]:
+    """Sentences of an answer as drawn; then each rotation of them, and the same with other facts,
+    of which as many are right: a text of one sentence has no second rotation."""
+    for shift in range(len(order)):
+        chosen = [*order[shift:], *order[:shift]]
+        items = [facts[f][w] for f, w in zip(chosen, wrong, strict=False)] + said
+        yield from (items[place:] + items[:place] for place in range(len(items)))
 
 
 def _errors(
@@ -87,7 +96,7 @@ def _assembled(
 ) -> str:
     """The text of answer n; a list stands by itself between what comes before and after."""
     is_list = columns["markdown"][n]
-    body = list_of(list(items), "plant") if is_list else " ".join(items)
+    body = list_of(items, "plant") if is_list else " ".join(items)
     before = " ".join(
         BANKS[kind].plant[phrase[kind][n]]
         for kind in ("agreement", "confidence", "hedge")

@@ -14,6 +14,7 @@ from palate.artifacts.progress import progress
 from palate.errors import PalateError
 from palate.simulation.labels import Simulated, label
 from palate.simulation.worlds import WORLDS, labels_of, scene
+from palate.statistics import wilson
 
 PowerAt = Callable[[int, int, np.random.Generator], int]
 """(number of comparisons, trials, random) to the number of trials with a detection."""
@@ -37,10 +38,7 @@ class PowerPoint:
 
     @property
     def interval(self) -> tuple[float, float]:
-        z2, n, p = float(ndtri(0.975)) ** 2, self.num_trials, self.power
-        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-        half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return wilson(self.power, self.num_trials)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,11 @@ class SceneSettings:
             value = getattr(self, field.name)
             if field.name.endswith("_share") and not 0 <= value <= 1:
                 raise PalateError(f"{field.name} is {value}, must be from 0 to 1")
+        if self.earned in ("markdown", "closing", "confidence") and self.feature_share in (0, 1):
+            raise PalateError(
+                f"earned {self.earned} has no effect: with feature_share {self.feature_share:g} all"
+                " answers are alike in it"
+            )
         if self.common_words < 0:
             raise PalateError(f"common_words is {self.common_words}, must be 0 or more")
         if not 0 <= self.fresh_facts <= NUM_FACTS - 5:

@@ -11,6 +11,8 @@ import numpy as np
 
 NUM_RESAMPLES = 2000
 MAX_DRAWS_AT_ONCE = 2_000_000
+NORMAL_95 = 1.959963984540054
+"""The normal quantile of a two-sided 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,16 @@ def cluster_difference(
     """Paired difference of means (first minus second) over the same observations, by cluster."""
     difference_N = np.asarray(first_N, dtype=float) - np.asarray(second_N, dtype=float)
     return cluster_mean(difference_N, cluster_N, weight_N, seed)
+
+
+def wilson(share: float, number: float) -> tuple[float, float]:
+    """95 % interval of a share of `number` independent observations (Wilson 1927), which holds near
+    0 and 1 too; `number` may be an effective one."""
+    z2 = NORMAL_95**2
+    centre = (share + z2 / (2 * number)) / (1 + z2 / number)
+    half = math.sqrt(z2 * (share * (1 - share) / number + z2 / (4 * number**2)))
+    half /= 1 + z2 / number
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def as_json(metrics: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:

@@ -5,7 +5,7 @@ phrase bank, or marks of layout.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -98,7 +98,7 @@ def as_markdown(text: str, part: Part) -> str:
     return list_of(sentences(text), part)
 
 
-def list_of(items: list[str], part: Part) -> str:
+def list_of(items: Sequence[str], part: Part) -> str:
     """Sentences as a list in the layout of the part."""
     mark, _ = _LAYOUTS[part]
     return "\n".join(

@@ -20,6 +20,8 @@ ALWAYS_HEEDED = (
     *("counterfactual", "cross_prompt", "length_balanced"),
     "guards",
 )
+STEP_GUARDS = ("first_loss", "explosion", "on_explosion", "dead_head")
+"""Of `GuardSettings`: those that look at the trainer's steps."""
 SOLVER_NAMES: dict[Solver, str] = {"lbfgs": "L-BFGS", "adamw": "AdamW on cached features"}
 
 
@@ -228,6 +230,13 @@ def refuse_unheeded(settings: TrainingSettings, solvers: Sequence[Solver]) -> No
     """Raise PalateError for a setting that differs from its default and that none of these solvers,
     which a head on a frozen body may be trained by, heeds."""
     default = TrainingSettings()
+    for name in STEP_GUARDS:
+        value = getattr(settings.guards, name)
+        if value != getattr(default.guards, name):
+            raise PalateError(
+                f"training.guards.{name} {value} has no effect with training.method frozen, whose"
+                " head takes no steps that are watched; leave it out"
+            )
     heeded = [*ALWAYS_HEEDED, *(name for solver in solvers for name in HEEDED[solver])]
     for name in (item.name for item in fields(settings)):
         value = getattr(settings, name)

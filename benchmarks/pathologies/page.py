@@ -134,10 +134,15 @@ def estimate(value: Any) -> str:
     if value is None:
         return NONE
     if not isinstance(value, Mapping):
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
+        return shown(value) if isinstance(value, float) else str(value)
     if value.get("low") is None or value.get("high") is None:
-        return f"{value['value']:.3f}"
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+        return shown(value["value"])
+    return f"{shown(value['value'])} ({shown(value['low'])} to {shown(value['high'])})"
+
+
+def shown(value: float) -> str:
+    """Three places, without a minus before a zero."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def effect(measured: Row | None) -> str:

@@ -3,9 +3,9 @@ without the fix, and probed on held-out prompts.
 
     python -m benchmarks.pathologies.confirm --seeds 5 --output benchmarks/results/pathologies.json
 
-A Llama of two layers, pretrained without labels (`small_model`), is trained whole. The clean run of a
-seed is trained on the same texts with labels that no bias is in. Each training is a line of a file
-beside the output, so that a run that was stopped goes on.
+A Llama of two layers, pretrained without labels (`small_model`), is trained whole. The clean run of
+a seed is trained on the same texts with labels that no bias is in. Each bias and seed is a line of
+a file beside the output, so that a run that was stopped goes on.
 
 Legend: H held-out pairs.
 """

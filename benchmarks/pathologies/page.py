@@ -61,9 +61,12 @@ TRANSFORMERS_TEXT = """
 ## The same on transformers
 
 The sweeps run on small models of features. Here a real transformer was trained on the same
-simulated text. An effect is what the feature adds to the reward of the truly worse answer, in
+simulated text, with `palate.train`: a small Llama, pretrained on such text without any labels and
+then trained whole. An effect is what the feature adds to the reward of the truly worse answer, in
 standard deviations of the margins, for phrasings that neither the planter nor the fix used; flips
-are the pairs ranked right that it turns. In brackets: the lowest and the highest seed.
+are the pairs ranked right that it turns. The clean column is the same model on labels without the
+bias: what such a model makes of unseen phrases anyway. In brackets: the lowest and the highest
+seed.
 """
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModel
 
 from benchmarks.pathologies import run
 from benchmarks.pathologies.page import page
 from benchmarks.pathologies.rows import ROWS
+from benchmarks.pathologies.small_model import WIDTH, save_small_model
 
 NAMES = [row["name"] for row in ROWS]
 STYLES = ("length", "markdown", "closing", "confidence", "sycophancy")
@@ -157,3 +159,13 @@ def test_a_run_goes_on_from_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report = json.loads(output.read_text())
     assert len(report["rows"]) == len(ROWS) + len(run.CODE_ROWS)
     assert report["rows"][0]["detected"] == {"alarms": 2, "of": 2}
+
+
+def test_the_small_transformer_learns_to_predict_and_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A uniform guess over 2,000 tokens has a loss of log 2,000 = 7.6; forty steps go below 6."""
+    body = save_small_model(tmp_path / "body", num_prompts=60, num_steps=40)
+    loss = float(capsys.readouterr().out.split("a loss of ")[1].split()[0])
+    assert loss < 6
+    assert AutoModel.from_pretrained(body).config.hidden_size == WIDTH

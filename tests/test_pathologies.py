@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoModel
 
 from benchmarks.pathologies import run
-from benchmarks.pathologies.page import page
+from benchmarks.pathologies.confirm import joined, summary
+from benchmarks.pathologies.page import page, transformers_table
 from benchmarks.pathologies.rows import ROWS
 from benchmarks.pathologies.small_model import WIDTH, save_small_model
 
@@ -169,3 +170,33 @@ def test_the_small_transformer_learns_to_predict_and_loads(
     loss = float(capsys.readouterr().out.split("a loss of ")[1].split()[0])
     assert loss < 6
     assert AutoModel.from_pretrained(body).config.hidden_size == WIDTH
+
+
+def test_transformers_of_a_seed_stand_beside_its_clean_one() -> None:
+    """Two seeds with accuracies of 0.6 and 0.8: mean 0.7, lowest 0.6, highest 0.8."""
+
+    def measured_as(value: float) -> dict[str, float]:
+        return {"effect": value, "flips": value, "accuracy": value}
+
+    lines = [
+        line
+        for seed, value in ((0, 0.6), (1, 0.8))
+        for line in (
+            {"seed": seed, "world": "clean", "measured": {"closing": measured_as(0.1)}},
+            {
+                "seed": seed,
+                "world": "closing",
+                "measured": {"planted": measured_as(value), "fixed": measured_as(0.2)},
+            },
+        )
+    ]
+    found = joined(lines)
+    assert [(run["bias"], run["seed"], run["clean"]["flips"]) for run in found] == [
+        ("closing", 0, 0.1),
+        ("closing", 1, 0.1),
+    ]
+    (row,) = summary(found)
+    assert row["planted_accuracy"] == {"value": pytest.approx(0.7), "low": 0.6, "high": 0.8}
+    table = transformers_table([row])
+    assert "2 seeds" in table
+    assert "0.100 (0.100 to 0.100) → 0.700 (0.600 to 0.800) → 0.200" in table

@@ -234,10 +234,20 @@ def power_cells(world: str, points: Sequence[Row]) -> list[str]:
 
 
 def transformers_table(rows: Sequence[Row]) -> str:
-    """All their columns, those that not every row has too."""
-    headings = list(dict.fromkeys(key for row in rows for key in row))
-    shown = [key.replace("_", " ") for key in headings]
-    return table(shown, [[estimate(row.get(key)) for key in headings] for row in rows])
+    """Effect, flips and accuracy, each on clean labels, planted ones and with the fix."""
+    measures = ("effect", "flips", "accuracy")
+    headings = [f"{measure}: clean → planted → fixed" for measure in measures]
+    cells = [
+        [
+            row["bias"],
+            *(
+                " → ".join(estimate(row[f"{state}_{m}"]) for state in ("clean", "planted", "fixed"))
+                for m in measures
+            ),
+        ]
+        for row in rows
+    ]
+    return f"{rows[0]['model']}; {rows[0]['seeds']} seeds.\n\n" + table(["bias", *headings], cells)
 
 
 def draw(result: Mapping[str, Any], output: Path) -> None:

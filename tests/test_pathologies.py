@@ -1,6 +1,7 @@
 """The sweep over pathologies: what one seed says, how seeds are counted, what is done again."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +166,12 @@ def test_a_run_goes_on_from_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_small_transformer_learns_to_predict_and_loads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A uniform guess over 2,000 tokens has a loss of log 2,000 = 7.6; forty steps go below 6."""
+    """A uniform guess over V tokens has a loss of log V, 7.6 for 2,000."""
     body = save_small_model(tmp_path / "body", num_prompts=60, num_steps=40)
     loss = float(capsys.readouterr().out.split("a loss of ")[1].split()[0])
-    assert loss < 6
-    assert AutoModel.from_pretrained(body).config.hidden_size == WIDTH
+    config = AutoModel.from_pretrained(body).config
+    assert loss < math.log(config.vocab_size) - 1
+    assert config.hidden_size == WIDTH
 
 
 def test_transformers_of_a_seed_stand_beside_its_clean_one() -> None:
@@ -197,6 +199,9 @@ def test_transformers_of_a_seed_stand_beside_its_clean_one() -> None:
     ]
     (row,) = summary(found)
     assert row["planted_accuracy"] == {"value": pytest.approx(0.7), "low": 0.6, "high": 0.8}
-    table = transformers_table([row])
-    assert "2 seeds" in table
-    assert "0.100 (0.100 to 0.100) → 0.700 (0.600 to 0.800) → 0.200" in table
+    headings, _, cells = transformers_table([row]).splitlines()
+    shown = dict(zip(headings.split(" | "), cells.split(" | "), strict=True))
+    assert shown["clean flips"] == "0.100 (0.100 to 0.100)"
+    assert shown["planted flips"] == "0.700 (0.600 to 0.800)"
+    assert shown["fixed flips"] == "0.200 (0.200 to 0.200)"
+    assert headings.index("clean") < headings.index("planted") < headings.index("fixed")

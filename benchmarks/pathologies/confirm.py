@@ -5,7 +5,8 @@ without the fix, and probed on held-out prompts.
 
 A Llama of two layers, pretrained without labels (`small_model`), is trained whole. The clean run of
 a seed is trained on the same texts with labels that no bias is in. Each bias and seed is a line of
-a file beside the output, so that a run that was stopped goes on.
+a file beside the output, so that a run that was stopped goes on; remove it, and the body beside it,
+after a change to what is trained or measured.
 
 Legend: H held-out pairs.
 """
@@ -40,6 +41,11 @@ NUM_PAIRS, NUM_HELD_OUT = 5000, 600
 EPOCHS = 3
 LEARNING_RATE = 2.5e-3
 PROMPTS_PER_STEP = 32
+Task = tuple[int, str, str]
+"""A seed; the bias to train on, or `CLEAN`, on which every bias's probe is tried; the body."""
+CLEAN = "clean"
+BODY = "pathologies.body"
+"""Directory of the pretrained body, beside the output; it may go once the run is done."""
 
 
 class Trial:
@@ -109,13 +115,6 @@ def _row(group: PreferenceGroup) -> str:
         "rejected": group.responses[comparison.worse].text,
     }
     return json.dumps(texts) + "\n"
-
-
-Task = tuple[int, str, str]
-"""A seed; the bias to train on, or `CLEAN`, on which every bias's probe is tried; the body."""
-CLEAN = "clean"
-BODY = "pathologies.body"
-"""Directory of the pretrained body, beside the output; it may go once the run is done."""
 
 
 def of_task(task: Task) -> dict[str, Any]:

@@ -7,31 +7,31 @@ audit's small one, on held-out prompts, against the true utility.
 Legend: C comparisons, N answers, G groups, Q nuisance covariates, F features.
 """
 
-import math
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix, diags, hstack, vstack
+from scipy.sparse import csr_matrix, hstack
 
-from benchmarks.pathologies.biases import Texts, accuracy_of, true_accuracy
+from benchmarks.pathologies.alarms import TWO, alarms
+from benchmarks.pathologies.biases import Texts, true_accuracy
+from benchmarks.pathologies.prompt_blind import blind
 from benchmarks.pathologies.small_model import save_tokenizer
 from palate.audit.annotators import annotator_share
 from palate.audit.columns import Audited, Columns
 from palate.audit.display import position_bias
 from palate.audit.feature_model import Comparisons, default_l2, folds_of
-from palate.audit.findings import SEVERITIES, Finding, Severity, Skipped
+from palate.audit.findings import Finding
 from palate.audit.noise import noise_of
 from palate.audit.overlap import prompt_overlap
 from palate.audit.scan import columns_of
 from palate.audit.settings import AuditSettings
 from palate.audit.shift import shift_findings
-from palate.audit.shortcuts import prompt_blind_of, prompt_overlap_features, source_shortcut
+from palate.audit.shortcuts import source_shortcut
 from palate.audit.tokens import token_findings
 from palate.preferences import PreferenceGroup, split_groups
 from palate.preferences.annotator_weights import capped_weights
@@ -40,29 +40,15 @@ from palate.rendering import LengthSettings, Renderer
 from palate.simulation import MODELS, Simulated, label, labels_of, world
 from palate.simulation.worlds import TwinName
 from palate.statistics.comparison_model import fit_comparison_model
-from palate.text.hashed import hashed_terms, words_of
 
 CAP = 0.2
 """Largest share of the weighted votes that one annotator has after the fix."""
 NEAR = 0.8
 """Jaccard index from which the fix of a leak joins prompts."""
-TWO: tuple[TwinName, ...] = ("planted", "clean")
 CUT_AT = 160
 """Tokens of an answer in the world of answers that share their first 150 words."""
-CROSS_PROMPT_SHARE = 2.0
-JOINT_BUCKETS, JOINT_L2 = 1 << 15, 0.01
-COMMON = 0.1
-"""Share of the prompts from which on a word says nothing of what is asked."""
 LEAK_PAIRS, TRUNCATION_PAIRS, SHIFT_PAIRS, BLIND_PAIRS = 1_800, 100, 3_000, 3_000
 """Pairs where 6,000 would only cost time."""
-
-
-def alarms(found: Iterable[Finding | Skipped], check: str, severity: Severity) -> bool:
-    """Whether a finding of this check is as grave as `severity`. Raises AssertionError where the
-    check was not made: no alarm would mean nothing."""
-    made = [f for f in found if isinstance(f, Finding) and f.check == check]
-    assert made, f"{check} was not made"
-    return any(SEVERITIES.index(f.severity) >= SEVERITIES.index(severity) for f in made)
 
 
 class Labelled:
@@ -197,85 +183,6 @@ def noise(shared: Labelled, measure: bool) -> dict[str, Any]:
         three = label(texts.scene, replace(one.settings, votes_per_group=3))
         found["accuracy_before"] = accuracy(texts, texts.comparisons(one))
         found["accuracy_after"] = accuracy(texts, texts.comparisons(three))
-    return found
-
-
-def blind(seed: int, num_pairs: int, measure: bool) -> dict[str, Any]:
-    """The detector's models see answers' words and how far they speak of the prompt. The fix: pairs
-    of an answer to the prompt and one to another; its effect is how often the other one wins."""
-    texts = Texts(seed, num_pairs, "off-topic")
-    groups = label(texts.scene).groups
-    overlap_N2 = prompt_overlap_features(groups)
-    settings = AuditSettings(seed=seed)
-    found: dict[str, Any] = {}
-    for twin in TWO:
-        labels = label(texts.scene, labels_of("prompt-blind", twin, seed))
-        comparisons = texts.comparisons(labels)
-        findings = prompt_blind_of(groups, texts.features, comparisons, settings, overlap_N2)
-        found[twin] = alarms(findings, "prompt-blind", "warn")
-        if measure and twin == "planted":
-            found.update(_cross_prompt(texts, comparisons))
-    return found
-
-
-class _PromptAndAnswer:
-    """Features of an answer to a prompt: those of its words, and which words of the prompt stand
-    with which of the answer (hashed), so that the model can learn what belongs together."""
-
-    def __init__(self, texts: Texts) -> None:
-        scene = texts.scene
-        asked = [words_of(scene.prompts[place]) for place in scene.prompt_G]
-        count = Counter(word for words in asked for word in set(words))
-        common = {word for word, number in count.items() if number > COMMON * len(asked)}
-        self.asked_G = [sorted(set(words) - common) for words in asked]
-        self.said_N = [sorted(set(words_of(text)) - common) for text in scene.texts]
-        self.matrix_NF = texts.features.matrix_NF
-        self.l2_F = np.concatenate([default_l2(), np.full(JOINT_BUCKETS, JOINT_L2)])
-
-    def of(self, group_M: np.ndarray, answer_M: np.ndarray) -> csr_matrix:
-        terms = [
-            [f"{asked} {said}" for asked in self.asked_G[g] for said in self.said_N[n]]
-            for g, n in zip(group_M, answer_M, strict=True)
-        ]
-        scale_M = [1 / math.sqrt(max(1, len(row))) for row in terms]
-        joint_MB = diags(scale_M) @ hashed_terms(terms, JOINT_BUCKETS)
-        return hstack([self.matrix_NF[answer_M], joint_MB], "csr")
-
-
-def _cross_prompt(texts: Texts, comparisons: Comparisons) -> dict[str, float]:
-    """Pairs of the on-topic answers of a prompt and of another, as training makes them of preferred
-    answers; on-topic since the labels of this world prefer anything."""
-    random = np.random.default_rng([texts.seed, 11])
-    scene = texts.scene
-    features = _PromptAndAnswer(texts)
-    first_G = scene.answer_GK[:, 0]
-    on_topic_G = scene.features["on topic"].astype(bool)[first_G]
-    held_out_G = folds_of(texts.features.cluster_G, 5, texts.seed) == 0
-
-    def swapped(groups: np.ndarray) -> csr_matrix:
-        others = random.permutation(groups)
-        topic_G = scene.topic_P[scene.prompt_G]
-        apart = topic_G[groups] != topic_G[others]
-        own, other = groups[apart], others[apart]
-        return features.of(own, first_G[own]) - features.of(own, first_G[other])
-
-    group_N = np.repeat(np.arange(scene.num_groups), scene.num_responses)
-    seen_NF = features.of(group_N, scene.answer_GK.ravel())
-    train = comparisons.where(~held_out_G[comparisons.group_C])
-    rows_CF = seen_NF[train.better_C] - seen_NF[train.worse_C]
-    test_MF = swapped(np.flatnonzero(held_out_G & on_topic_G))
-    able = np.flatnonzero(~held_out_G & on_topic_G)
-    made: list[csr_matrix] = []
-    while sum(part.shape[0] for part in made) < CROSS_PROMPT_SHARE * len(train):
-        made.append(swapped(able))
-    made_CF = vstack(made, "csr")[: int(CROSS_PROMPT_SHARE * len(train))]
-    found = {}
-    for when, all_CF in (("before", rows_CF), ("after", vstack([rows_CF, made_CF], "csr"))):
-        coefficient_F = fit_comparison_model(all_CF, None, features.l2_F, max_iterations=100)
-        found[f"effect_{when}"] = float((test_MF @ coefficient_F <= 0).mean())
-        found[f"accuracy_{when}"] = accuracy_of(
-            texts, seen_NF @ coefficient_F, np.flatnonzero(held_out_G)
-        )
     return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
+from palate.statistics import wilson
 
 Row = Mapping[str, Any]
 
@@ -118,17 +118,16 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def wilson(count: Mapping[str, int]) -> tuple[float, float]:
+def interval(count: Mapping[str, int]) -> tuple[float, float]:
     """95 % interval of a share by Wilson's score."""
-    interval = binomtest(count["alarms"], count["of"]).proportion_ci(method="wilson")
-    return interval.low, interval.high
+    return wilson(count["alarms"] / count["of"], count["of"])
 
 
 def counted(count: Mapping[str, int] | None) -> str:
     """Alarms of seeds with the share's interval."""
     if count is None:
         return NONE
-    low, high = wilson(count)
+    low, high = interval(count)
     return f"{count['alarms']} of {count['of']} ({low:.3f} to {high:.3f})"
 
 
@@ -234,20 +233,16 @@ def power_cells(world: str, points: Sequence[Row]) -> list[str]:
 
 
 def transformers_table(rows: Sequence[Row]) -> str:
-    """Effect, flips and accuracy, each on clean labels, planted ones and with the fix."""
-    measures = ("effect", "flips", "accuracy")
-    headings = [f"{measure}: clean → planted → fixed" for measure in measures]
-    cells = [
-        [
-            row["bias"],
-            *(
-                " → ".join(estimate(row[f"{state}_{m}"]) for state in ("clean", "planted", "fixed"))
-                for m in measures
-            ),
-        ]
-        for row in rows
-    ]
-    return f"{rows[0]['model']}; {rows[0]['seeds']} seeds.\n\n" + table(["bias", *headings], cells)
+    """All their columns, those that not every row has too: clean, planted, fixed, then others."""
+    states = ("bias", "clean", "planted", "fixed")
+
+    def place(heading: str) -> int:
+        state = heading.split("_")[0]
+        return states.index(state) if state in states else len(states)
+
+    headings = sorted(dict.fromkeys(key for row in rows for key in row), key=place)
+    names = [key.replace("_", " ") for key in headings]
+    return table(names, [[estimate(row.get(key)) for key in headings] for row in rows])
 
 
 def draw(result: Mapping[str, Any], output: Path) -> None:
@@ -283,7 +278,7 @@ def curve(place: Any, world: str, points: Sequence[Row]) -> None:
     """One world's power curve, with Wilson intervals."""
     measured = sorted(points, key=lambda point: float(point["strength"]))
     share = [point["alarms"] / point["of"] for point in measured]
-    ends = [wilson(point) for point in measured]
+    ends = [interval(point) for point in measured]
     # At 0 and 1 the interval's own end differs from the share by rounding.
     below = [max(0.0, rate - low) for rate, (low, _) in zip(share, ends, strict=True)]
     above = [max(0.0, high - rate) for rate, (_, high) in zip(share, ends, strict=True)]

@@ -74,7 +74,8 @@ ROWS: tuple[dict[str, Any], ...] = (
         "name": "source",
         "plant": "one logit for a standard deviation of the strength of the answer's model",
         "detector": "audit: source shortcut",
-        "fix": "a covariate for each model's name, dropped at inference",
+        "fix": "a covariate for each model's name, dropped at inference (here alone: training has"
+        " no such term yet)",
         "effect": "",
     },
     {
@@ -84,7 +85,8 @@ ROWS: tuple[dict[str, Any], ...] = (
         "fix": "training.cross_prompt 2",
         "effect": "share of held-out answers that lose to an answer to another prompt",
         "note": "3,000 pairs; the model that is mended sees which words of prompt and answer stand"
-        " together. The detector's sees of the prompt how far answers share its words",
+        " together, the detector's how far answers share the prompt's words. Half of the preferred"
+        " answers, of which training makes its pairs, are off topic themselves",
     },
     {
         "name": "noise",

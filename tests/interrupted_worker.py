@@ -16,9 +16,13 @@ from palate.pipeline.train import train
 from palate.training.checkpoints import checkpoints
 
 
-def press_ctrl_c_after(manifest: Path) -> None:
-    while not manifest.exists():
+def wait_for(path: Path) -> None:
+    while not path.exists():
         time.sleep(0.001)
+
+
+def press_ctrl_c_after(manifest: Path) -> None:
+    wait_for(manifest)
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -34,12 +38,16 @@ def main(configuration: str, report: str) -> None:
     except Interrupted as stopped:
         found = {"message": str(stopped), "signal": stopped.signal}
     found["checkpoints"] = [path.name for path in checkpoints(training)]
+    Path(f"{report}.{rank}").write_text(json.dumps(found))
+    planted = Path(f"{report}.planted")
     if rank == 0:
         # Half of a checkpoint that a kill left behind; both processes see it and one may delete it.
+        wait_for(Path(f"{report}.1"))  # it must not list what is planted here
         half = training / "checkpoint-99"
         half.mkdir()
         (half / "model.safetensors").write_bytes(b"0")
-    Path(f"{report}.{rank}").write_text(json.dumps(found))
+        planted.touch()
+    wait_for(planted)
     train(config)
 
 

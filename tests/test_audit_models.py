@@ -370,6 +370,15 @@ def test_labels_that_do_not_need_the_prompt(twin: str, severity: str) -> None:
     assert found.severity == severity
     assert found.low is not None and found.high is not None and found.low < found.high
     assert ("training.cross_prompt" in found.fix) == (twin == "planted")
+    margins = [
+        float(example.text.split("won by ")[1].split(" logits")[0]) for example in found.examples
+    ]
+    assert len(margins) == 10
+    assert margins == sorted(margins, reverse=True)
+    group = next(g for g in simulated.groups if g.line == found.examples[0].line)
+    (comparison,) = group.comparisons
+    preferred = group.responses[comparison.better].text
+    assert preferred[:40] in found.examples[0].text
 
 
 def test_overlap_is_larger_for_the_answer_that_speaks_of_the_prompt() -> None:

@@ -82,6 +82,21 @@ def test_real_files_run_through(
     assert stored["findings"] == report["findings"]
 
 
+def test_rows_of_both_sides_that_are_left_out_stand_in_their_ledgers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(3)]
+    data = write_rows(tmp_path / "test.jsonl", rows)
+    against = write_rows(tmp_path / "train.jsonl", [*rows[:1], {"prompt": "no answers"}])
+    flags = ["--against", str(against), "--output", str(tmp_path / "out"), "--json"]
+    assert main(["audit", str(data), *flags]) == 0
+    counts = json.loads(capsys.readouterr().out)["rows"]["against"]
+    assert (counts["read"], counts["left out"]) == (2, 1)
+    assert Ledger.load_entries(tmp_path / "out/ledger.jsonl") == []
+    (entry,) = Ledger.load_entries(tmp_path / "out/against_ledger.jsonl")
+    assert entry.line == 2
+
+
 def test_exit_codes_follow_fail_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The longer answer wins in all of 40 pairs, which is a warning and no error."""
     rows = [

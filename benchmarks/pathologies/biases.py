@@ -124,10 +124,14 @@ def measured(texts: Texts, model: FeatureModel, kind: str) -> Measured:
 
 
 def true_accuracy(texts: Texts, coefficient_F: np.ndarray, groups: np.ndarray) -> float:
+    """`accuracy_of` the linear model with these coefficients."""
+    return accuracy_of(texts, texts.features.matrix_NF @ coefficient_F, groups)
+
+
+def accuracy_of(texts: Texts, reward_N: np.ndarray, groups: np.ndarray) -> float:
     """Share of these pairs in which the answer of higher true utility has the higher reward; equal
     rewards count half, pairs of equal utility are left out."""
     first_G, second_G = texts.scene.answer_GK[groups].T
-    reward_N = texts.features.matrix_NF @ coefficient_F
     true_G = texts.scene.utility_N[first_G] - texts.scene.utility_N[second_G]
     margin_G = reward_N[first_G] - reward_N[second_G]
     right_G = np.where(margin_G == 0, 0.5, (margin_G > 0) == (true_G > 0))

@@ -3,17 +3,19 @@ without the fix, and probed on held-out prompts.
 
     python -m benchmarks.pathologies.confirm --seeds 5 --output benchmarks/results/pathologies.json
 
-A Llama of two layers starts from random weights, so that nothing but the labels can teach it. The
-clean run of a seed is trained on the same texts with labels that no bias is in.
+A Llama of two layers, pretrained without labels (`small_model`), is trained whole. The clean run of
+a seed is trained on the same texts with labels that no bias is in. Each bias and seed is a line of
+a file beside the output, so that a run that was stopped goes on.
 
 Legend: H held-out pairs.
 """
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 
 import palate
 from benchmarks.pathologies.biases import NUISANCE_OF, PROBE_OF
+from benchmarks.pathologies.run import whole_lines
 from benchmarks.pathologies.small_model import NUM_LAYERS, WIDTH, save_small_model
 from palate.artifacts.files import write_json
 from palate.objectives import ObjectiveSettings
@@ -35,18 +38,18 @@ from palate.training.settings import TrainingSettings
 
 NUM_PAIRS, NUM_HELD_OUT = 5000, 600
 EPOCHS = 3
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 2.5e-3
 PROMPTS_PER_STEP = 32
 
 
 class Trial:
-    """One seed: texts, a small model's first weights, held-out pairs."""
+    """One seed: texts, held-out pairs, and the pretrained body to start from."""
 
-    def __init__(self, seed: int, directory: Path) -> None:
+    def __init__(self, seed: int, directory: Path, body: str) -> None:
         self.seed = seed
         self.directory = directory
+        self.body = body
         self.scene: Scene = scene(seed, NUM_PAIRS + NUM_HELD_OUT)
-        self.body = save_small_model(directory / "body", self.scene.texts, seed)
 
     def trained(self, world: str, twin: TwinName, nuisance: Sequence[str] = ()) -> "palate.Scorer":
         groups = label(self.scene, labels_of(world, twin, self.seed)).groups
@@ -108,26 +111,44 @@ def _row(group: PreferenceGroup) -> str:
     return json.dumps(texts) + "\n"
 
 
-def of_seed(seed: int, worlds: Sequence[str]) -> list[dict[str, Any]]:
-    found = []
+Task = tuple[int, str, str]
+"""A seed; the bias to train on, or `CLEAN`, on which every bias's probe is tried; the body."""
+CLEAN = "clean"
+BODY = "pathologies.body"
+"""Directory of the pretrained body, beside the output; it may go once the run is done."""
+
+
+def of_task(task: Task) -> dict[str, Any]:
+    """What the models of one seed and bias measure."""
+    seed, world, body = task
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as directory:
-        trial = Trial(seed, Path(directory))
-        clean = trial.trained(worlds[0], "clean")
-        for world in worlds:
+        trial = Trial(seed, Path(directory), body)
+        if world == CLEAN:
+            scorer = trial.trained(next(iter(PROBE_OF)), "clean")
+            measured: dict[str, Any] = {
+                name: trial.measured(scorer, kind) for name, kind in PROBE_OF.items()
+            }
+        else:
             kind = PROBE_OF[world]
-            planted = trial.trained(world, "planted")
-            fixed = trial.trained(world, "planted", [NUISANCE_OF[world]])
-            found.append(
-                {
-                    "bias": world,
-                    "seed": seed,
-                    "clean": trial.measured(clean, kind),
-                    "planted": trial.measured(planted, kind),
-                    "fixed": trial.measured(fixed, kind),
-                }
-            )
-            print(json.dumps(found[-1]), flush=True)
-    return found
+            measured = {
+                "planted": trial.measured(trial.trained(world, "planted"), kind),
+                "fixed": trial.measured(
+                    trial.trained(world, "planted", [NUISANCE_OF[world]]), kind
+                ),
+            }
+    return {"seed": seed, "world": world, "measured": measured}
+
+
+def joined(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each bias and seed: clean, planted and fixed."""
+    measured_of = {(line["seed"], line["world"]): line["measured"] for line in lines}
+    return [
+        {"bias": world, "seed": seed, "clean": measured_of[seed, CLEAN][world], **measured}
+        for (seed, world), measured in sorted(measured_of.items())
+        if world != CLEAN
+    ]
 
 
 def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -155,15 +176,24 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--worlds", default=",".join(PROBE_OF))
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", default="benchmarks/results/pathologies.json")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    found = [
-        run for seed in range(options.seeds) for run in of_seed(seed, options.worlds.split(","))
-    ]
     output = Path(options.output)
+    log = output.with_suffix(".transformers.jsonl")
+    tasks = [(seed, world) for seed in range(options.seeds) for world in (CLEAN, *PROBE_OF)]
+    done = {(line["seed"], line["world"]): line for line in whole_lines(log)}
+    left = [task for task in tasks if task not in done]
+    body = output.parent / BODY
+    if left and not (body / "config.json").exists():
+        save_small_model(body)
+    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        for line in pool.imap_unordered(of_task, [(*task, str(body)) for task in left]):
+            with open(log, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line) + "\n")
+            done[line["seed"], line["world"]] = line
+            print(json.dumps(line), flush=True)
+    found = joined(done[task] for task in tasks)
     report = json.loads(output.read_text()) if output.exists() else {}
     report["transformers"] = summary(found)
     report["transformer_runs"] = found

@@ -7,7 +7,9 @@ audit's small one, on held-out prompts, against the true utility.
 Legend: C comparisons, N answers, G groups, Q nuisance covariates, F features.
 """
 
+import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -15,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix, hstack, vstack
+from scipy.sparse import csr_matrix, diags, hstack, vstack
 
-from benchmarks.pathologies.biases import Texts, true_accuracy
+from benchmarks.pathologies.biases import Texts, accuracy_of, true_accuracy
 from benchmarks.pathologies.small_model import save_tokenizer
 from palate.audit.annotators import annotator_share
 from palate.audit.columns import Audited, Columns
@@ -38,6 +40,7 @@ from palate.rendering import LengthSettings, Renderer
 from palate.simulation import MODELS, Simulated, label, labels_of, world
 from palate.simulation.worlds import TwinName
 from palate.statistics.comparison_model import fit_comparison_model
+from palate.text.hashed import hashed_terms, words_of
 
 CAP = 0.2
 """Largest share of the weighted votes that one annotator has after the fix."""
@@ -46,7 +49,10 @@ NEAR = 0.8
 TWO: tuple[TwinName, ...] = ("planted", "clean")
 CUT_AT = 160
 """Tokens of an answer in the world of answers that share their first 150 words."""
-CROSS_PROMPT_SHARE = 0.5
+CROSS_PROMPT_SHARE = 2.0
+JOINT_BUCKETS, JOINT_L2 = 1 << 15, 0.01
+COMMON = 0.1
+"""Share of the prompts from which on a word says nothing of what is asked."""
 LEAK_PAIRS, TRUNCATION_PAIRS, SHIFT_PAIRS, BLIND_PAIRS = 1_800, 100, 3_000, 3_000
 """Pairs where 6,000 would only cost time."""
 
@@ -195,8 +201,8 @@ def noise(shared: Labelled, measure: bool) -> dict[str, Any]:
 
 
 def blind(seed: int, num_pairs: int, measure: bool) -> dict[str, Any]:
-    """The models see answers' words and how far they speak of the prompt. The fix: pairs of an
-    answer to the prompt and one to another; its effect is how often the other one wins."""
+    """The detector's models see answers' words and how far they speak of the prompt. The fix: pairs
+    of an answer to the prompt and one to another; its effect is how often the other one wins."""
     texts = Texts(seed, num_pairs, "off-topic")
     groups = label(texts.scene).groups
     overlap_N2 = prompt_overlap_features(groups)
@@ -208,57 +214,69 @@ def blind(seed: int, num_pairs: int, measure: bool) -> dict[str, Any]:
         findings = prompt_blind_of(groups, texts.features, comparisons, settings, overlap_N2)
         found[twin] = alarms(findings, "prompt-blind", "warn")
         if measure and twin == "planted":
-            found.update(_cross_prompt(texts, groups, comparisons, overlap_N2))
+            found.update(_cross_prompt(texts, comparisons))
     return found
 
 
-def _cross_prompt(
-    texts: Texts,
-    groups: Sequence[PreferenceGroup],
-    comparisons: Comparisons,
-    overlap_N2: np.ndarray,
-) -> dict[str, float]:
-    """Pairs of the preferred on-topic answers of a prompt and of another, as training makes them of
-    preferred answers; on-topic since the labels of this world prefer anything."""
+class _PromptAndAnswer:
+    """Features of an answer to a prompt: those of its words, and which words of the prompt stand
+    with which of the answer (hashed), so that the model can learn what belongs together."""
+
+    def __init__(self, texts: Texts) -> None:
+        scene = texts.scene
+        asked = [words_of(scene.prompts[place]) for place in scene.prompt_G]
+        count = Counter(word for words in asked for word in set(words))
+        common = {word for word, number in count.items() if number > COMMON * len(asked)}
+        self.asked_G = [sorted(set(words) - common) for words in asked]
+        self.said_N = [sorted(set(words_of(text)) - common) for text in scene.texts]
+        self.matrix_NF = texts.features.matrix_NF
+        self.l2_F = np.concatenate([default_l2(), np.full(JOINT_BUCKETS, JOINT_L2)])
+
+    def of(self, group_M: np.ndarray, answer_M: np.ndarray) -> csr_matrix:
+        terms = [
+            [f"{asked} {said}" for asked in self.asked_G[g] for said in self.said_N[n]]
+            for g, n in zip(group_M, answer_M, strict=True)
+        ]
+        scale_M = [1 / math.sqrt(max(1, len(row))) for row in terms]
+        joint_MB = diags(scale_M) @ hashed_terms(terms, JOINT_BUCKETS)
+        return hstack([self.matrix_NF[answer_M], joint_MB], "csr")
+
+
+def _cross_prompt(texts: Texts, comparisons: Comparisons) -> dict[str, float]:
+    """Pairs of the on-topic answers of a prompt and of another, as training makes them of preferred
+    answers; on-topic since the labels of this world prefer anything."""
     random = np.random.default_rng([texts.seed, 11])
     scene = texts.scene
-    on_topic_N = scene.features["on topic"].astype(bool)
-    own_G = np.where(on_topic_N[scene.answer_GK[:, 0]], scene.answer_GK[:, 0], -1)
-    able = np.flatnonzero(own_G >= 0)
-    other = random.permutation(able)
-    apart = scene.topic_P[scene.prompt_G[able]] != scene.topic_P[scene.prompt_G[other]]
-    able, other = able[apart], other[apart]
-    swapped = [
-        replace(groups[g], responses=(groups[g].responses[0], groups[o].responses[0]))
-        for g, o in zip(able, other, strict=True)
-    ]
-    plain_2 = prompt_overlap_features([*groups, *swapped])
-    overlap_MK = plain_2[-2 * len(swapped) :].reshape(len(swapped), 2, 2)
-    overlap_N2 = plain_2[: len(overlap_N2)]
-    matrix_NF = texts.features.matrix_NF
-    swapped_CF = hstack(
-        [
-            matrix_NF[own_G[able]] - matrix_NF[own_G[other]],
-            csr_matrix((overlap_MK[:, 0] - overlap_MK[:, 1]).astype(np.float32)),
-        ],
-        "csr",
-    )
-    seeing_NF = hstack([matrix_NF, csr_matrix(overlap_N2.astype(np.float32))], "csr")
+    features = _PromptAndAnswer(texts)
+    first_G = scene.answer_GK[:, 0]
+    on_topic_G = scene.features["on topic"].astype(bool)[first_G]
     held_out_G = folds_of(texts.features.cluster_G, 5, texts.seed) == 0
+
+    def swapped(groups: np.ndarray) -> csr_matrix:
+        others = random.permutation(groups)
+        topic_G = scene.topic_P[scene.prompt_G]
+        apart = topic_G[groups] != topic_G[others]
+        own, other = groups[apart], others[apart]
+        return features.of(own, first_G[own]) - features.of(own, first_G[other])
+
+    group_N = np.repeat(np.arange(scene.num_groups), scene.num_responses)
+    seen_NF = features.of(group_N, scene.answer_GK.ravel())
     train = comparisons.where(~held_out_G[comparisons.group_C])
-    stated_CF = seeing_NF[train.better_C] - seeing_NF[train.worse_C]
-    in_training = np.flatnonzero(~held_out_G[able])
-    extra = in_training[: int(CROSS_PROMPT_SHARE * len(train))]
-    l2_F = np.concatenate([default_l2(), np.full(2, 0.1)])
-    lost = {}
-    for when, rows_CF in (
-        ("before", stated_CF),
-        ("after", vstack([stated_CF, swapped_CF[extra]], "csr")),
-    ):
-        coefficient_F = fit_comparison_model(rows_CF, None, l2_F, max_iterations=100)
-        margin_M = swapped_CF[held_out_G[able]] @ coefficient_F
-        lost[f"effect_{when}"] = float((margin_M <= 0).mean())
-    return lost
+    rows_CF = seen_NF[train.better_C] - seen_NF[train.worse_C]
+    test_MF = swapped(np.flatnonzero(held_out_G & on_topic_G))
+    able = np.flatnonzero(~held_out_G & on_topic_G)
+    made: list[csr_matrix] = []
+    while sum(part.shape[0] for part in made) < CROSS_PROMPT_SHARE * len(train):
+        made.append(swapped(able))
+    made_CF = vstack(made, "csr")[: int(CROSS_PROMPT_SHARE * len(train))]
+    found = {}
+    for when, all_CF in (("before", rows_CF), ("after", vstack([rows_CF, made_CF], "csr"))):
+        coefficient_F = fit_comparison_model(all_CF, None, features.l2_F, max_iterations=100)
+        found[f"effect_{when}"] = float((test_MF @ coefficient_F <= 0).mean())
+        found[f"accuracy_{when}"] = accuracy_of(
+            texts, seen_NF @ coefficient_F, np.flatnonzero(held_out_G)
+        )
+    return found
 
 
 def shift(seed: int, num_pairs: int, measure: bool) -> dict[str, Any]:

@@ -61,9 +61,12 @@ TRANSFORMERS_TEXT = """
 ## The same on transformers
 
 The sweeps run on small models of features. Here a real transformer was trained on the same
-simulated text. An effect is what the feature adds to the reward of the truly worse answer, in
+simulated text, with `palate.train`: a small Llama, pretrained on such text without any labels and
+then trained whole. An effect is what the feature adds to the reward of the truly worse answer, in
 standard deviations of the margins, for phrasings that neither the planter nor the fix used; flips
-are the pairs ranked right that it turns. In brackets: the lowest and the highest seed.
+are the pairs ranked right that it turns. The clean column is the same model on labels without the
+bias: what such a model makes of unseen phrases anyway. In brackets: the lowest and the highest
+seed.
 """
 
 
@@ -134,10 +137,15 @@ def estimate(value: Any) -> str:
     if value is None:
         return NONE
     if not isinstance(value, Mapping):
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
+        return shown(value) if isinstance(value, float) else str(value)
     if value.get("low") is None or value.get("high") is None:
-        return f"{value['value']:.3f}"
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+        return shown(value["value"])
+    return f"{shown(value['value'])} ({shown(value['low'])} to {shown(value['high'])})"
+
+
+def shown(value: float) -> str:
+    """Three places, without a minus before a zero."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def effect(measured: Row | None) -> str:

@@ -81,9 +81,10 @@ ROWS: tuple[dict[str, Any], ...] = (
         "name": "prompt-blind",
         "plant": "labels of style alone; half of the answers are off topic",
         "detector": "audit: prompt-blind",
-        "fix": "training.cross_prompt 0.5",
+        "fix": "training.cross_prompt 2",
         "effect": "share of held-out answers that lose to an answer to another prompt",
-        "note": "3,000 pairs; the model sees of the prompt how far answers share its words",
+        "note": "3,000 pairs; the model that is mended sees which words of prompt and answer stand"
+        " together. The detector's sees of the prompt how far answers share its words",
     },
     {
         "name": "noise",

@@ -63,7 +63,7 @@ def main() -> None:
         )
         for seed in range(options.seeds)
     ]
-    done = finished(tasks, _lines(log))
+    done = finished(tasks, whole_lines(log))
     tasks = [task for task in tasks if task[0] not in done]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for found in pool.imap_unordered(of_seed, tasks):
@@ -108,7 +108,7 @@ def finished(tasks: Sequence[Task], lines: Iterable[dict[str, Any]]) -> dict[int
     return found
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Whole lines; one that a killed run left half written is ended here, and made again."""
     if not path.exists():
         return

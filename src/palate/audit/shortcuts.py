@@ -16,8 +16,8 @@ from palate.audit.feature_model import (
     folds_of,
     out_of_fold_margins,
 )
-from palate.audit.findings import Finding, Severity, Skipped
-from palate.audit.places import last_turn, places
+from palate.audit.findings import MAX_EXAMPLES, Example, Finding, Severity, Skipped
+from palate.audit.places import last_turn, place_of, places
 from palate.audit.settings import AuditSettings
 from palate.audit.wording import known_or_none
 from palate.preferences import PreferenceGroup
@@ -144,17 +144,29 @@ def prompt_blind_of(
     seeing_NF = hstack([features.matrix_NF, csr_matrix(overlap_N2.astype(np.float32))], "csr")
     l2_F = default_l2()
     seeing_l2_F = np.concatenate([l2_F, np.full(overlap_N2.shape[1], OVERLAP_L2)])
-    right_C = [
-        _right(out_of_fold_margins(matrix, comparisons, l2, NUM_FOLDS, settings.seed))
+    margins_C = [
+        out_of_fold_margins(matrix, comparisons, l2, NUM_FOLDS, settings.seed)
         for matrix, l2 in ((features.matrix_NF, l2_F), (seeing_NF, seeing_l2_F))
     ]
+    right_C = [_right(margin_C) for margin_C in margins_C]
     clusters, weights = comparisons.cluster_C, comparisons.weight_C
     blind, seeing = (
         ratio_of_sums(right * weights, weights, clusters, settings.seed) for right in right_C
     )
     ratio = ratio_of_sums(right_C[0] * weights, right_C[1] * weights, clusters, settings.seed)
     is_blind = ratio.low > BLIND_RATIO and blind.low > SURE_BLIND
-    return [_blind_finding(check, "warn" if is_blind else "note", blind, seeing, ratio)]
+    surest = np.argsort(-margins_C[0], kind="stable")[:MAX_EXAMPLES]
+    examples = [
+        place_of(
+            groups[int(comparisons.group_C[c])],
+            f"won by {margins_C[0][c]:.2f} logits, its prompt unseen:"
+            f" {features.texts[int(comparisons.better_C[c])]}",
+        )
+        for c in surest
+        if margins_C[0][c] > 0
+    ]
+    severity: Severity = "warn" if is_blind else "note"
+    return [_blind_finding(check, severity, (blind, seeing, ratio), examples)]
 
 
 def _right(margin_C: np.ndarray) -> np.ndarray:
@@ -163,8 +175,12 @@ def _right(margin_C: np.ndarray) -> np.ndarray:
 
 
 def _blind_finding(
-    check: str, severity: Severity, blind: Estimate, seeing: Estimate, ratio: Estimate
+    check: str,
+    severity: Severity,
+    measured: tuple[Estimate, Estimate, Estimate],
+    examples: Sequence[Example],
 ) -> Finding:
+    blind, seeing, ratio = measured
     return Finding(
         check=check,
         severity=severity,
@@ -186,6 +202,7 @@ def _blind_finding(
                 else ""
             )
         ),
+        examples=tuple(examples),
         fix=(
             "training.cross_prompt: pairs of an answer to this prompt and one to another teach the"
             " model to read it; hold the model's accuracy against its prompt-blind baseline."

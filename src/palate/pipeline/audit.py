@@ -30,6 +30,7 @@ from palate.report.audit_html import audit_page
 AUDIT = "audit.json"
 PAGE = "audit.html"
 LEDGER = "ledger.jsonl"
+AGAINST_LEDGER = "against_ledger.jsonl"
 MAX_PROCESSES = 2
 
 
@@ -52,7 +53,7 @@ class AuditConfig:
     fail_on: Literal["error", "warn", "never"] = "never"
     """The exit code is 1 where a finding is as grave as this."""
     output: str = ""
-    """Directory for audit.json, audit.html and ledger.jsonl; empty = runs/audit-NAME."""
+    """Directory for audit.json, audit.html and the ledgers; empty = runs/audit-NAME."""
     processes: int = 0
     """2: a second one shares the reading, where there is enough to do; 1: this one alone. 0 = as
     many as cores allow."""
@@ -122,6 +123,8 @@ def audit(config: AuditConfig) -> AuditResult:
     write_json(directory / AUDIT, values)
     write_text(directory / PAGE, audit_page(values))
     seen.ledger.write(directory / LEDGER)
+    if against:
+        against.ledger.write(directory / AGAINST_LEDGER)
     return AuditResult(report, values, directory)
 
 

@@ -890,11 +890,18 @@ def test_code_of_a_checkpoints_own_runs_from_training_to_scores(
     scored = {"data": str(tmp_path / "rows.jsonl"), "output": str(tmp_path / "scores.jsonl")}
     write_rows(tmp_path / "rows.jsonl", [{"prompt": "A question", "response": "An answer"}])
     with pytest.raises(PalateError, match=refusal):
-        evaluate(EvaluateConfig(model=str(run), data=data))
+        evaluate(EvaluateConfig(model=str(run), data=data, output="none"))
     with pytest.raises(PalateError, match=refusal):
         score_file(ScoreConfig(model=str(run), **scored))
     measured = evaluate(
-        EvaluateConfig(model=str(run), data=data, part="test", trust_remote_code=True)
+        EvaluateConfig(
+            model=str(run),
+            data=data,
+            part="test",
+            trust_remote_code=True,
+            quick=True,
+            output="none",
+        )
     )
     assert measured.num_prompts + measured.num_elsewhere == 20
     score_file(ScoreConfig(model=str(run), trust_remote_code=True, **scored))

@@ -155,7 +155,7 @@ def test_help_shows_each_settings_meaning_and_default(run_palate: Palate) -> Non
         (["score", "--xyzzy", "9"], "unknown configuration key 'xyzzy'\n"),
         (["score", "--dry-run"], "unknown configuration key 'dry-run'"),
         (["evaluate", "--part", "tset", "--model", "x", "--data", "y"], "Got value: tset"),
-        (["evaluate", "--model", "x"], "missing: data"),
+        (["evaluate", "--data", "x"], "missing: model"),
         (["score"], "missing: model, data, output"),
         (["train", "--model"], "--model: expected one argument"),
         (["train", "data.jsonl"], "unexpected argument 'data.jsonl'"),
@@ -335,15 +335,20 @@ def test_evaluate_prints_one_object_of_metrics_with_intervals(
     run_palate: Palate, trained_run: Path, tmp_path: Path
 ) -> None:
     data = trained_run.parent / "preferences.jsonl"
-    flags = ["--model", trained_run, "--data", data, "--part", "test"]
-    done = run_palate("evaluate", *flags, "--output", tmp_path / "metrics.json", "--json")
+    flags = ["--part", "test", "--quick", "true"]
+    output = ["--output", tmp_path / "found"]
+    done = run_palate("evaluate", trained_run, data, *flags, *output, "--json")
     assert done.code == 0, done.err
     printed = strict_json(done.out)
     assert all(is_metric(metric) for metric in printed["metrics"].values())
-    assert printed["metrics"] == json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+    assert (
+        printed["metrics"]
+        == json.loads((tmp_path / "found/evaluation.json").read_text())["metrics"]
+    )
     assert printed["num_rows"] == 40
     accuracy = printed["metrics"]["accuracy"]
-    text = run_palate("evaluate", *flags).out
+    named = ["--model", trained_run, "--data", data]
+    text = run_palate("evaluate", *named, *flags, "--output", "none").out
     assert f"{accuracy['n']} prompts measured, " in text
     assert "40 rows in = 40 in groups + 0 in the ledger" in text
     line = next(line for line in text.splitlines() if line.startswith("  accuracy  "))
@@ -357,14 +362,16 @@ def test_a_metric_without_an_interval_has_null_ends(
     data = write_rows(
         tmp_path / "one.jsonl", [{"prompt": "New?", "chosen": "Yes.", "rejected": "No."}]
     )
-    done = run_palate("evaluate", "--model", trained_run, "--data", data, "--json")
+    flags = ["--quick", "true", "--output", "none", "--json"]
+    done = run_palate("evaluate", trained_run, data, *flags)
     accuracy = strict_json(done.out)["metrics"]["accuracy"]
     assert (accuracy["low"], accuracy["high"], accuracy["n"]) == (None, None, 1)
 
 
 def test_a_warning_is_one_line_on_stderr(run_palate: Palate, trained_run: Path) -> None:
     data = trained_run.parent / "preferences.jsonl"
-    done = run_palate("evaluate", "--model", trained_run, "--data", data, "--json")
+    flags = ["--quick", "true", "--output", "none", "--json"]
+    done = run_palate("evaluate", trained_run, data, *flags)
     assert done.code == 0
     strict_json(done.out)
     warned = [line for line in done.err.splitlines() if line.startswith("warning: ")]

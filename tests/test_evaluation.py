@@ -467,15 +467,17 @@ def test_nine_right_and_one_wrong_is_nine_tenths_in_any_batches(
 ) -> None:
     """A mean of batch means would weigh the one in a batch of its own as much as the nine."""
     data = nine_right_one_wrong(trained_run, tmp_path / "ten.jsonl")
-    result = evaluate(
-        EvaluateConfig(
-            model=str(trained_run), data=data, tokens_per_microbatch=tokens_per_microbatch
-        )
-    )
+    result = evaluate(quick(trained_run, data, tokens_per_microbatch=tokens_per_microbatch))
     accuracy = result.metrics["accuracy"]
     assert accuracy.value == pytest.approx(0.9, abs=1e-12)
     assert accuracy.n == result.num_prompts == 10
     assert accuracy.low < 0.9 < accuracy.high <= 1.0
+
+
+def quick(model: Path | str, data: str, **settings: Any) -> EvaluateConfig:
+    """Metrics alone, written nowhere unless `output` says otherwise."""
+    chosen = {"quick": True, "output": "none", **settings}
+    return EvaluateConfig(model=str(model), data=data, **chosen)
 
 
 def run_data(run: Path) -> str:
@@ -489,9 +491,7 @@ def test_the_test_part_is_the_runs_own_split_and_gives_its_numbers_again(
     """Whether the run is named or the model directory inside it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        result = evaluate(
-            EvaluateConfig(model=str(trained_run / model), data=run_data(trained_run), part="test")
-        )
+        result = evaluate(quick(trained_run / model, run_data(trained_run), part="test"))
     split = json.loads((trained_run / "split.json").read_text())
     stored = json.loads((trained_run / "metrics.json").read_text())["metrics"]["test"]
     assert result.num_prompts == split["num_groups"]["test"] > 0
@@ -503,9 +503,7 @@ def test_the_test_part_is_the_runs_own_split_and_gives_its_numbers_again(
 
 def test_the_parts_of_a_run_are_disjoint_and_make_up_its_data(trained_run: Path) -> None:
     sizes = {
-        part: evaluate(
-            EvaluateConfig(model=str(trained_run), data=run_data(trained_run), part=part)
-        ).num_prompts
+        part: evaluate(quick(trained_run, run_data(trained_run), part=part)).num_prompts
         for part in ("train", "validation", "test")
     }
     assert sum(sizes.values()) == 40
@@ -518,7 +516,7 @@ def test_measuring_on_prompts_that_were_trained_on_warns_with_their_number(
 ) -> None:
     num_trained = json.loads((trained_run / "split.json").read_text())["num_groups"]["train"]
     with pytest.warns(UserWarning, match=f"{num_trained} of 40 prompts.*trained on.*--part test"):
-        evaluate(EvaluateConfig(model=str(trained_run / model), data=run_data(trained_run)))
+        evaluate(quick(trained_run / model, run_data(trained_run)))
 
 
 def test_measuring_on_new_prompts_does_not_warn(trained_run: Path, tmp_path: Path) -> None:
@@ -526,7 +524,7 @@ def test_measuring_on_new_prompts_does_not_warn(trained_run: Path, tmp_path: Pat
     data = write_rows(tmp_path / "new.jsonl", rows)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert evaluate(EvaluateConfig(model=str(trained_run), data=data)).num_prompts == 3
+        assert evaluate(quick(trained_run, data)).num_prompts == 3
 
 
 def test_a_part_of_new_data_or_of_a_foreign_model_is_refused(
@@ -535,10 +533,10 @@ def test_a_part_of_new_data_or_of_a_foreign_model_is_refused(
     rows = [{"prompt": "New?", "chosen": "It is.", "rejected": "No!"}]
     data = write_rows(tmp_path / "new.jsonl", rows)
     with pytest.raises(PalateError, match="none of 1 prompts is in the run's test part"):
-        evaluate(EvaluateConfig(model=str(trained_run), data=data, part="test"))
+        evaluate(quick(trained_run, data, part="test"))
     foreign = save_tiny(tmp_path / "foreign", head=True)
     with pytest.raises(PalateError, match=r"part test has no effect.*split\.json"):
-        evaluate(EvaluateConfig(model=foreign, data=data, part="test"))
+        evaluate(quick(foreign, data, part="test"))
 
 
 def test_rows_that_cannot_be_measured_stand_in_the_ledger(
@@ -552,7 +550,7 @@ def test_rows_that_cannot_be_measured_stand_in_the_ledger(
     ]
     write_rows(path, rows)
     path.write_text(path.read_text() + "{broken\n")
-    result = evaluate(EvaluateConfig(model=str(trained_run), data=str(path)))
+    result = evaluate(quick(trained_run, str(path)))
     assert (result.num_prompts, result.ledger.num_rows_read) == (1, 4)
     left_out = {entry.line: entry.reason for entry in result.ledger.entries if entry.kind == "row"}
     assert left_out == {
@@ -568,7 +566,7 @@ def test_nothing_left_to_measure_is_refused_with_the_accounting(
     rows = [{"prompt": "Three?", "chosen": "y" * 400, "rejected": "No!"}]
     data = write_rows(tmp_path / "long.jsonl", rows)
     with pytest.raises(PalateError, match=r"no prompt is left(?s:.*)1 rows in = 0 in groups"):
-        evaluate(EvaluateConfig(model=str(trained_run), data=data))
+        evaluate(quick(trained_run, data))
 
 
 def test_the_output_file_holds_what_was_measured_as_plain_json(
@@ -577,13 +575,13 @@ def test_the_output_file_holds_what_was_measured_as_plain_json(
     """One prompt has no interval: its ends are null, since JSON has no infinity."""
     rows = [{"prompt": "One?", "chosen": "It is.", "rejected": "No!"}]
     data = write_rows(tmp_path / "one.jsonl", rows)
-    output = tmp_path / "metrics.json"
-    result = evaluate(EvaluateConfig(model=str(trained_run), data=data, output=str(output)))
+    output = tmp_path / "evaluation"
+    result = evaluate(quick(trained_run, data, output=str(output)))
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    written = json.loads(output.read_text(), parse_constant=refuse)
+    written = json.loads((output / "evaluation.json").read_text(), parse_constant=refuse)
     accuracy = written["metrics"]["accuracy"]
     assert accuracy == {
         "value": result.metrics["accuracy"].value,
@@ -596,4 +594,4 @@ def test_the_output_file_holds_what_was_measured_as_plain_json(
 
 def test_a_missing_data_file_is_named(trained_run: Path, tmp_path: Path) -> None:
     with pytest.raises(PalateError, match=r"gone\.jsonl: .*no such file"):
-        evaluate(EvaluateConfig(model=str(trained_run), data=str(tmp_path / "gone.jsonl")))
+        evaluate(quick(trained_run, str(tmp_path / "gone.jsonl")))

@@ -204,7 +204,13 @@ def test_it_is_kept_beside_the_model_and_used_on_request_alone(
 
         found = [
             evaluate(
-                EvaluateConfig(model=str(trained_run), data=data, length_calibration=asked)
+                EvaluateConfig(
+                    model=str(trained_run),
+                    data=data,
+                    length_calibration=asked,
+                    quick=True,
+                    output="none",
+                )
             ).metrics["margin"]
             for asked in (False, True)
         ]

@@ -12,7 +12,7 @@ from palate.report.audit_text import as_text
 def run_audit(arguments: list[str]) -> Printed:
     description = "Find what is wrong with preference data. DATA... may stand before the flags."
     parser = parser_for("audit", description, AuditConfig)
-    config, _ = parse(parser, AuditConfig, _as_spelled(with_files(_with_config(arguments))))
+    config, _ = parse(parser, AuditConfig, as_spelled(with_files(with_config(arguments))))
     result = audit(config)
     width = min(MAX_WIDTH, shutil.get_terminal_size().columns)
     text = (
@@ -23,7 +23,7 @@ def run_audit(arguments: list[str]) -> Printed:
     return Printed(text, values, exit_code=int(result.fails(config.fail_on)))
 
 
-def _as_spelled(arguments: list[str]) -> list[str]:
+def as_spelled(arguments: list[str]) -> list[str]:
     """The same with `--fail-on` under the name of its setting."""
     return [
         "--fail_on" + argument.removeprefix("--fail-on")
@@ -33,7 +33,7 @@ def _as_spelled(arguments: list[str]) -> list[str]:
     ]
 
 
-def _with_config(arguments: list[str]) -> list[str]:
+def with_config(arguments: list[str]) -> list[str]:
     """The same with a leading YAML file, which is no data, put into `--config`."""
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         return ["--config", *arguments]

@@ -30,6 +30,12 @@ def run_data_inspect(arguments: list[str]) -> Printed:
 
 def with_files(arguments: Sequence[str]) -> list[str]:
     """The same with names of files that stand for themselves put into `--data`."""
+    files, flags = split_files(arguments)
+    return [*flags, *(["--data", json.dumps(files)] if files else [])]
+
+
+def split_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands for itself, and flags with their values."""
     files: list[str] = []
     flags: list[str] = []
     expects_value = False
@@ -40,7 +46,7 @@ def with_files(arguments: Sequence[str]) -> list[str]:
         else:
             files.append(argument)
         expects_value = is_flag and argument not in _WITHOUT_VALUE and "=" not in argument
-    return [*flags, *(["--data", json.dumps(files)] if files else [])]
+    return files, flags
 
 
 def run_data_convert(arguments: list[str]) -> Printed:

@@ -32,6 +32,7 @@ VERBS = {
 MODULES = {
     "audit": "palate.cli.audit",
     "calibrate": "palate.cli.calibrate",
+    "evaluate": "palate.cli.evaluate",
     "data": "palate.cli.data",
     "plan": "palate.cli.plan",
     "runs": "palate.cli.runs",

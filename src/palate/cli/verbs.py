@@ -8,7 +8,6 @@ from palate.cli.parsing import UsageError, parse, parser_for, unknown_key
 from palate.cli.printed import Printed
 from palate.evaluation.metrics import as_json
 from palate.pipeline.config import TrainConfig
-from palate.pipeline.evaluate import EvaluateConfig, evaluate
 from palate.pipeline.quickstart import QuickstartConfig, quickstart
 from palate.pipeline.score_file import ScoreConfig, score_file
 from palate.pipeline.train import TrainResult, train
@@ -60,27 +59,6 @@ def run_quickstart(arguments: list[str]) -> Printed:
     lines: list[str] = []
     result = quickstart(config, lines.append)
     return Printed("\n".join(lines), _trained(result).json)
-
-
-def run_evaluate(arguments: list[str]) -> Printed:
-    parser = parser_for("evaluate", "Measure a reward model on preferences.", EvaluateConfig)
-    config, _ = parse(parser, EvaluateConfig, arguments)
-    result = evaluate(config)
-    num_rows = result.ledger.num_rows_read
-    elsewhere = f", {result.num_elsewhere} in other parts" if result.num_elsewhere else ""
-    text = (
-        f"{result.ledger.summary(result.num_rows_kept)}\n"
-        f"{plural(result.num_prompts, 'prompt')} measured{elsewhere}\n"
-        f"{_metrics_text(result.metrics)}"
-        + (f"\nwritten to {config.output}" if config.output else "")
-    )
-    values = {
-        "metrics": as_json(result.metrics),
-        "num_prompts": result.num_prompts,
-        "num_rows": num_rows,
-        "ledger": result.ledger.by_reason(),
-    }
-    return Printed(text, values)
 
 
 def run_score(arguments: list[str]) -> Printed:

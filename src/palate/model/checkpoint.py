@@ -49,6 +49,9 @@ class Sidecar:
     length_calibration: Mapping[str, Any] | None = None
     """A curve of reward on log(1 + words) and the share of it that is subtracted where it is asked
     for; never in the stored rewards and weights."""
+    trust: Mapping[str, Any] | None = None
+    """What support distance and the head's posterior were fitted on, with their quantiles
+    (`palate.model.support`); None when they were not."""
     reference_scores: tuple[Mapping[str, Any], ...] = ()
     """prompt, response, reward: scored again when the model is loaded."""
     data_sha256: Mapping[str, str] = field(default_factory=dict)

@@ -1,76 +1,148 @@
-"""Measure a reward model on a file of preferences."""
+"""`palate evaluate`: how good a reward model is, compared with what, and what to fear."""
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from palate.artifacts.files import write_json
+from palate.artifacts.files import write_json, write_text
 from palate.artifacts.ledger import Ledger
+from palate.artifacts.rundir import next_run_directory, refuse_overwrite
 from palate.errors import PalateError
-from palate.evaluation.metrics import Outcome, as_json, evaluate_outcomes
+from palate.evaluation.benchmarks import read_benchmark, run_benchmark, write_items
+from palate.evaluation.benchmarks.items import BenchmarkResult
+from palate.evaluation.outcomes import Outcome
+from palate.evaluation.verdict import SEVERITIES, EvaluationFinding
+from palate.evaluation.versus import Versus, versus
 from palate.model.checkpoint import Sidecar
-from palate.model.quantization import Quantization
 from palate.objectives import Ties
+from palate.pipeline.evaluate_checks import NOT_MADE, calibration_of, measure, run_checks
+from palate.pipeline.evaluate_config import NOWHERE
+from palate.pipeline.evaluate_config import EvaluateConfig as EvaluateConfig
+from palate.pipeline.evaluate_rewards import REWARDS, against_earlier, line_of
+from palate.pipeline.evaluate_values import findings_of, values_of
 from palate.pipeline.guards import split_clusters
 from palate.pipeline.prepare import data_hashes, read_sources, refuse_without_effect
 from palate.preferences import PreferenceGroup, prompt_cluster
-from palate.preferences.settings import ReadSettings
 from palate.rendering import RenderedGroup, RenderSettings, render_groups
+from palate.report.evaluation_html import evaluation_page
 from palate.scoring.runs import rewards_of_groups
-from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, Scorer, load
+from palate.scoring.scorer import Scorer, load
 from palate.statistics import Estimate
+
+EVALUATION = "evaluation.json"
+PAGE = "report.html"
+LEDGER = "ledger.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Which model on which data."""
-
-    model: str
-    """A palate run, or any scalar reward model: directory or hub id."""
-    data: str | list[str]
-    """Preference files or hub data set ids."""
-    part: Literal["all", "train", "validation", "test"] = "all"
-    """Only the prompts that the run's own split put there; all = every prompt of the data."""
-    output: str = ""
-    """JSON file for the metrics; empty = printed only."""
-    tokens_per_microbatch: int = DEFAULT_TOKENS_PER_MICROBATCH
-    """Token slots of one forward pass: bounds memory, changes no reward."""
-    device: str = "auto"
-    """auto = cuda where there is one, otherwise cpu."""
-    quantization: Quantization = "none"
-    """8bit or 4bit: the body's linear layers rounded, for less memory; rewards change."""
-    length_calibration: bool = False
-    """Take the model's stored length calibration (palate calibrate) off the rewards."""
-    allow_changed: list[str] = field(default_factory=list)
-    """Parts of the checkpoint that may differ from the training: template, tokenizer, ..."""
-    trust_remote_code: bool = False
-    """Run Python code that the checkpoint brings along."""
-    render_workers: int = 0
-    """Processes that tokenise, this one among them. 0 = one for each core, once there is enough to
-    do that starting them pays."""
-    token_cache: str = ""
-    """Directory of token ids that earlier runs made; empty = palate/tokens in the user's cache
-    directory, off = none."""
-    read: ReadSettings = field(default_factory=ReadSettings)
-
-
-@dataclass(frozen=True)
 class EvaluateResult:
+    """What was measured, found and written."""
+
     metrics: Mapping[str, Estimate]
+    """Empty where only benchmarks were run."""
+    findings: Sequence[EvaluationFinding]
+    """Worst first."""
+    suite: Mapping[str, BenchmarkResult]
+    values: Mapping[str, Any]
+    """What is in evaluation.json."""
     ledger: Ledger
     num_prompts: int
     num_elsewhere: int
     """Prompts that `part` does not ask for."""
     num_rows_kept: int
     """Input rows that are not in the ledger."""
+    directory: Path | None
+    """None where nothing was written."""
+
+    def fails(self, fail_on: str) -> bool:
+        """Whether a finding is as grave as `fail_on`."""
+        if fail_on == "never":
+            return False
+        limit = SEVERITIES.index(fail_on)  # type: ignore[arg-type]
+        return any(SEVERITIES.index(finding.severity) >= limit for finding in self.findings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """Rendered prompts, and what became of the others."""
+
+    rendered: Sequence[RenderedGroup]
+    ledger: Ledger
+    num_elsewhere: int
+    num_rows_kept: int
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
-    """Metrics with intervals and baselines. Raises PalateError when no prompt can be measured."""
-    scorer = load(
+    """Measure, check, write. Raises PalateError when no prompt can be measured, or when the output
+    directory holds an evaluation already."""
+    directory = _directory(config)
+    scorer = _loaded(config)
+    read, outcomes = _Read(rendered=(), ledger=Ledger(), num_elsewhere=0, num_rows_kept=0), []
+    metrics: dict[str, Estimate] = {}
+    calibration, checks = None, NOT_MADE
+    ties = ties_of(scorer.sidecar)
+    compared: list[Versus] = []
+    if config.data:
+        read = _read(config, scorer)
+        outcomes = outcomes_of(scorer, read.rendered)
+        measured = measure(scorer, outcomes, ties, swapped=not config.quick)
+        metrics = dict(measured.metrics)
+        calibration = calibration_of(scorer, outcomes, ties)
+        if not config.quick:
+            checks = run_checks(scorer, outcomes, config.probes, config.battery)
+        checks = replace(checks, skipped={**measured.skipped, **checks.skipped})
+        if config.versus:
+            compared.append(_against_model(config, outcomes))
+        if config.baseline:
+            compared.append(against_earlier(outcomes, Path(config.baseline)))
+    suite = _suite(config, scorer)
+    findings = findings_of(metrics, calibration, checks, compared)
+    values = values_of(
+        config,
+        scorer,
+        outcomes,
+        metrics=metrics,
+        calibration=calibration,
+        checks=checks,
+        compared=compared,
+        findings=findings,
+        suite=suite,
+        rows={"kept": read.num_rows_kept, "ledger": read.ledger.by_reason()},
+        data_sha256=data_hashes(config.sources),
+    )
+    if directory is not None:
+        _write(directory, values, outcomes, suite, read.ledger)
+    return EvaluateResult(
+        metrics=metrics,
+        findings=findings,
+        suite=suite,
+        values=values,
+        ledger=read.ledger,
+        num_prompts=len(read.rendered),
+        num_elsewhere=read.num_elsewhere,
+        num_rows_kept=read.num_rows_kept,
+        directory=directory,
+    )
+
+
+def _directory(config: EvaluateConfig) -> Path | None:
+    if config.output == NOWHERE:
+        return None
+    if not config.output:
+        return next_run_directory(f"evaluate-{Path(config.model).name}")
+    directory = Path(config.output)
+    if directory.is_file():
+        raise PalateError(f"{directory}: is a file; choose another --output")
+    refuse_overwrite(directory, EVALUATION)
+    return directory
+
+
+def _loaded(config: EvaluateConfig) -> Scorer:
+    return load(
         config.model,
         device=config.device,
         quantization=config.quantization,
@@ -79,32 +151,64 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         trust_remote_code=config.trust_remote_code,
         length_calibration=config.length_calibration,
     )
-    sources = [config.data] if isinstance(config.data, str) else list(config.data)
-    reading = read_sources(sources, config.read)
+
+
+def _read(config: EvaluateConfig, scorer: Scorer) -> _Read:
+    reading = read_sources(config.sources, config.read)
     refuse_without_effect(reading, config.read)
     groups = _choose_part(reading.groups, config)
     ledger = reading.ledger
     rendering = RenderSettings(workers=config.render_workers, cache=config.token_cache)
     rendered = render_groups(groups, scorer.renderer, ledger, rendering)
-    num_elsewhere = len(reading.groups) - len(groups)
     num_rows_elsewhere = reading.num_rows - sum(group.num_rows for group in groups)
     num_rows_kept = sum(group.group.num_rows for group in rendered) + num_rows_elsewhere
     ledger.check(num_rows_kept)
     if not rendered:
         raise PalateError("no prompt is left to measure:\n" + ledger.summary(num_rows_elsewhere))
-    outcomes = outcomes_of(scorer, rendered)
-    metrics = evaluate_outcomes(outcomes, ties_of(scorer.sidecar))
-    if config.output:
-        write_json(
-            config.output,
-            {
-                "model": config.model,
-                "part": config.part,
-                "data_sha256": data_hashes(sources),
-                "metrics": as_json(metrics),
-            },
-        )
-    return EvaluateResult(metrics, ledger, len(rendered), num_elsewhere, num_rows_kept)
+    return _Read(
+        rendered=rendered,
+        ledger=ledger,
+        num_elsewhere=len(reading.groups) - len(groups),
+        num_rows_kept=num_rows_kept,
+    )
+
+
+def _against_model(config: EvaluateConfig, outcomes: Sequence[Outcome]) -> Versus:
+    """The other model on the same prompts, rendered and cut in its own way."""
+    other = load(
+        config.versus,
+        device=config.device,
+        quantization=config.quantization,
+        tokens_per_microbatch=config.tokens_per_microbatch,
+        trust_remote_code=config.trust_remote_code,
+    )
+    groups = [outcome.group.group for outcome in outcomes]
+    rendering = RenderSettings(workers=config.render_workers, cache=config.token_cache)
+    rendered = render_groups(groups, other.renderer, Ledger(), rendering)
+    return versus(outcomes, outcomes_of(other, rendered), (config.model, config.versus))
+
+
+def _suite(config: EvaluateConfig, scorer: Scorer) -> dict[str, BenchmarkResult]:
+    return {
+        name: run_benchmark(scorer, read_benchmark(source, name), model=config.model)
+        for name, source in config.suite.items()
+    }
+
+
+def _write(
+    directory: Path,
+    values: Mapping[str, Any],
+    outcomes: Sequence[Outcome],
+    suite: Mapping[str, BenchmarkResult],
+    ledger: Ledger,
+) -> None:
+    write_json(directory / EVALUATION, values)
+    write_text(directory / PAGE, evaluation_page(values))
+    if outcomes:
+        write_text(directory / REWARDS, "".join(map(line_of, outcomes)))
+        ledger.write(directory / LEDGER)
+    for name, result in suite.items():
+        write_items(directory / f"{name}.jsonl", result)
 
 
 def outcomes_of(scorer: Scorer, rendered: Sequence[RenderedGroup]) -> list[Outcome]:

@@ -4,7 +4,8 @@ A figure comes as plain JSON; its `kind` says what is drawn:
 
 - `bins`: `bins`, a list of `{"name", "value", "low", "high", "n"}` in their order, side by side
 - `bars`: `bars`, a list of the same, each on a line of its own
-- `curve`: `points`, a list of `{"x", "value", "low", "high"}`, joined, with their band
+- `curve`: `points`, a list of `{"x", "value", "low", "high"}`, joined, with their band; with
+  `diagonal` the line on which value and x are equal
 - `interval`: nothing further; the finding's statistic, interval and threshold
 - `rates` and `shares`: `annotators` with as many `rates` and `intervals`, or `shares`, as bars
 - `agreement`: `alpha`, `raw` and `chance`, then `pairs` of annotators with their `kappa`, as bars
@@ -89,6 +90,7 @@ _AXES = """<figure><svg viewBox="0 0 400 {{ bottom + 22 }}" role="img" aria-labe
 {% for x, text in names %}<text x="{{ x }}" y="{{ bottom + 16 }}" text-anchor="middle"
  class="muted">{{ text }}</text>
 {% endfor %}
+{% if diagonal %}<polyline points="{{ diagonal }}" class="reference"/>{% endif %}
 {% if band %}<polygon points="{{ band }}" class="band"/>{% endif %}
 {% if line %}<polyline points="{{ line }}" class="line"/>{% endif %}
 {% for mark in marks %}{% if mark.low is not none %}<line x1="{{ mark.x }}" x2="{{ mark.x }}"
@@ -217,7 +219,16 @@ def _curve(figure: Item) -> Markup:
     upper = [f"{mark['x']},{mark['high']}" for mark in ends]
     lower = [f"{mark['x']},{mark['low']}" for mark in reversed(ends)]
     line = " ".join(f"{mark['x']},{mark['y']}" for mark in marks)
-    return _upright(figure, place, along.ticks, marks, line=line, band=" ".join(upper + lower))
+    equal = (max(along.low, place.low), min(along.high, place.high))
+    return _upright(
+        figure,
+        place,
+        along.ticks,
+        marks,
+        line=line,
+        band=" ".join(upper + lower),
+        diagonal=" ".join(f"{along(v)},{place(v)}" for v in equal) * bool(figure.get("diagonal")),
+    )
 
 
 def _upright(

@@ -1,16 +1,17 @@
 """Rewards for texts: the one path from a prompt and an answer to a number.
 
-Legend: N sequences.
+Legend: N sequences, V values kept of each.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from palate.errors import PalateError
 from palate.forest.tree import Ids
@@ -23,12 +24,14 @@ from palate.model.quantization import Quantization
 from palate.model.reward_model import RewardModel
 from palate.model.selfcheck import check_positions, tolerance
 from palate.model.settings import BodySettings
+from palate.model.support import Trust, probability_with_variance
 from palate.preferences.formats.fields import messages_of
 from palate.preferences.types import Message, Response, ScoringItem
 from palate.rendering import Renderer
 from palate.scoring.grouping import families, groups_by_opening
 from palate.scoring.length_correction import LengthCorrection
-from palate.scoring.runs import rewards_of_groups
+from palate.scoring.states import Take, rewards_and_states, taken_of_groups
+from palate.scoring.support import NOT_FITTED, Compared, Supported, stored_trust
 
 DEFAULT_TOKENS_PER_MICROBATCH = 8192
 RENDERING_PARTS = frozenset({"template", "special_tokens", "tokenizer"})
@@ -47,7 +50,12 @@ class Ranked:
 
 
 class Scorer:
-    """A loaded reward model: `score`, `rank`, `compare`, and `score_items` for many at once."""
+    """A loaded reward model: `score`, `rank`, `compare`, and `score_items` for many at once.
+
+    `score_with_support`, `score_items_with_support` and `compare_with_uncertainty` give a reward
+    with what is needed to doubt it. They are methods of their own, since `score` and `compare` go
+    on giving a float whatever was fitted.
+    """
 
     def __init__(
         self,
@@ -65,6 +73,10 @@ class Scorer:
         self.sidecar = sidecar
         self.length_correction: LengthCorrection | None = None
         """What texts' rewards lose by their length; token ids are scored without it."""
+        self.trust: Trust | None = None
+        """Support distance and the head's posterior, where they were fitted."""
+        self.no_trust = NOT_FITTED
+        """Why there is none."""
         self.tokens_per_microbatch = tokens_per_microbatch
 
     @property
@@ -80,10 +92,17 @@ class Scorer:
         return self.score_items([scoring_item(prompt, response)])[0]
 
     def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[Ranked]:
-        """The answers, best first; equal rewards keep the order given."""
-        rewards = self.score_items([scoring_item(prompt, text) for text in responses])
-        order = sorted(range(len(rewards)), key=lambda index: -rewards[index])
-        return [Ranked(index, rewards[index]) for index in order]
+        """The answers, best first, with their support distances where those were fitted; equal
+        rewards keep the order given."""
+        items = [scoring_item(prompt, text) for text in responses]
+        found: list[tuple[float, float | None]]
+        if self.trust is None:
+            found = [(reward, None) for reward in self.score_items(items)]
+        else:
+            scored = self.score_items_with_support(items)
+            found = [(answer.reward, answer.support_distance) for answer in scored]
+        order = sorted(range(len(found)), key=lambda index: -found[index][0])
+        return [Ranked(index, *found[index]) for index in order]
 
     def compare(self, prompt: Prompt, first: str, second: str) -> float:
         """Probability that `first` is preferred: s(reward difference / temperature)."""
@@ -96,8 +115,62 @@ class Scorer:
         Raises PalateError for an item that can't be rendered (`render` finds them one by one).
         """
         rewards = self.score_ids([self.render(item)[0] for item in items])
+        return self._length_corrected(items, rewards)
+
+    def score_with_support(self, prompt: Prompt, response: str) -> Supported:
+        """The reward of one answer and its distance from the training data.
+
+        Raises PalateError where trust was not fitted, or the model is loaded otherwise than it was.
+        """
+        return self.score_items_with_support([scoring_item(prompt, response)])[0]
+
+    def score_items_with_support(self, items: Sequence[ScoringItem]) -> list[Supported]:
+        """`score_with_support` of many items, in their order, at the price of `score_items`."""
+        trust = self.fitted_trust()
+
+        def reward_and_distance(hidden_ND: Tensor) -> Tensor:
+            distance_N = torch.from_numpy(trust.distances(hidden_ND.cpu().numpy()))
+            return torch.stack([self.model.reward_of(hidden_ND).cpu().double(), distance_N], dim=1)
+
+        value_N2 = self.read_ids([self.render(item)[0] for item in items], reward_and_distance)
+        rewards = self._length_corrected(items, value_N2[:, 0].tolist())
+        return [
+            Supported(reward, distance, trust.beyond(distance))
+            for reward, distance in zip(rewards, value_N2[:, 1].tolist(), strict=True)
+        ]
+
+    def compare_with_uncertainty(self, prompt: Prompt, first: str, second: str) -> Compared:
+        """`compare` with the variance of the margin that the training data leave to the head.
+
+        Raises PalateError where trust was not fitted, the model is loaded otherwise than it was, or
+        its head is not linear.
+        """
+        trust = self.fitted_trust()
+        items = [scoring_item(prompt, text) for text in (first, second)]
+        ids = [self.render(item)[0] for item in items]
+        value_2V = self.read_ids(ids, rewards_and_states(self.model)).astype(np.float64)
+        a, b = self._length_corrected(items, value_2V[:, 0].tolist())
+        state_2D = value_2V[:, 1:]
+        variance = float(trust.variances(state_2D[:1] - state_2D[1:])[0])
+        distance_a, distance_b = trust.distances(state_2D).tolist()
+        return Compared(
+            probability_with_variance(a - b, variance, self.temperature),
+            a - b,
+            math.sqrt(variance),
+            (distance_a, distance_b),
+        )
+
+    def fitted_trust(self) -> Trust:
+        """`trust`; PalateError, with the reason, where there is none."""
+        if self.trust is None:
+            raise PalateError(f"no support distance and no uncertainty of rewards: {self.no_trust}")
+        return self.trust
+
+    def _length_corrected(
+        self, items: Sequence[ScoringItem], rewards: Sequence[float]
+    ) -> list[float]:
         if self.length_correction is None:
-            return rewards
+            return [*rewards]
         taken = self.length_correction.of_texts([item.response.text for item in items])
         return [reward - float(part) for reward, part in zip(rewards, taken, strict=True)]
 
@@ -122,37 +195,44 @@ class Scorer:
 
         Equal sequences are computed once, so their rewards are equal to the last bit.
         """
-        distinct = sorted({tuple(ids) for ids in sequences})
-        rewards = self._rewards(distinct)
-        reward_of = dict(zip(distinct, rewards, strict=True))
-        return [reward_of[tuple(ids)] for ids in sequences]
+        rewards: list[float] = self.read_ids(sequences, self.model.reward_of).tolist()
+        return rewards
 
-    def _rewards(self, ordered: Sequence[Ids]) -> list[float]:
-        """Of distinct sequences in dictionary order."""
+    def read_ids(self, sequences: Sequence[Sequence[int]], take: Take) -> np.ndarray:
+        """What `take` keeps of the sequences' pooled states, in their order (N, or N V)."""
+        if not sequences:
+            return np.zeros((0, 2))
+        distinct = sorted({tuple(ids) for ids in sequences})
+        value = np.concatenate(self._read(distinct, take))
+        place_of = {ids: place for place, ids in enumerate(distinct)}
+        found: np.ndarray = value[[place_of[tuple(ids)] for ids in sequences]]
+        return found
+
+    def _read(self, ordered: Sequence[Ids], take: Take) -> list[np.ndarray]:
+        """Of distinct sequences in dictionary order, in pieces."""
         budget = self.tokens_per_microbatch
         if self.model.layout == "rows":
-            return self._of_groups([[ids] for ids in ordered])
+            return self._of_groups([[ids] for ids in ordered], take)
         groups = groups_by_opening(ordered, budget)
         found = families(groups, budget)
         if all(not family.prompt for family in found) or not can_cache(self.model):
-            return self._of_groups(groups)
-        alone = iter(self._of_groups([f.groups[0] for f in found if not f.prompt]))
-        rewards: list[float] = []
+            return self._of_groups(groups, take)
+        alone = iter(self._of_groups([f.groups[0] for f in found if not f.prompt], take))
+        pieces: list[np.ndarray] = []
         for family in found:
             if family.prompt:
                 with self.model.scoring_mode():
                     prompt = PromptCache(self.model, family.prompt)
                     for group in family.groups:
-                        rewards += prompt.rewards(group).tolist()
+                        pieces.append(take(prompt.states(group)).cpu().numpy())
             else:
-                rewards += islice(alone, len(family.groups[0]))
-        return rewards
+                pieces.append(next(alone))
+        return pieces
 
-    def _of_groups(self, groups: Sequence[Sequence[Ids]]) -> list[float]:
-        found = rewards_of_groups(
-            self.model, groups, self.tokens_per_microbatch, self.renderer.pad_id
+    def _of_groups(self, groups: Sequence[Sequence[Ids]], take: Take) -> list[np.ndarray]:
+        return taken_of_groups(
+            self.model, groups, self.tokens_per_microbatch, self.renderer.pad_id, take
         )
-        return [reward for group in found for reward in group.tolist()]
 
 
 def scoring_item(prompt: Prompt, response: str, **fields: Any) -> ScoringItem:
@@ -185,6 +265,8 @@ def load(
     rewards, so they are not compared with the stored ones. `guards` also refuses rewards that
     depend on padding or on the pass, and doubled start tokens (docs/guards.md).
     `length_calibration` takes the stored curve of length off the rewards of texts (docs/fixes.md).
+    Stored support distances and uncertainty (docs/trust.md) come with it, unless the weights may
+    differ, are quantised, or have another dtype than they were fitted in.
     Raises PalateError otherwise, and for checkpoints that are no scalar reward model.
     """
     settings = BodySettings(
@@ -211,6 +293,10 @@ def load(
             _check_references(str(name), scorer, sidecar)
     elif allowed:
         raise PalateError(f"allow_changed has no effect: {name} has no {SIDECAR} to differ from")
+    if sidecar is not None:
+        may_differ = "weights" in allowed or quantization != "none"
+        found = stored_trust(loaded.model, loaded.directory, sidecar, may_differ)
+        scorer.trust, scorer.no_trust = found
     if length_calibration:  # after the stored rewards are checked, which are without it
         scorer.length_correction = LengthCorrection.of_sidecar(str(name), sidecar)
     return scorer

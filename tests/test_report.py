@@ -118,21 +118,39 @@ def test_the_report_holds_each_number_with_its_interval_and_n() -> None:
 def test_the_training_table_has_a_row_for_each_logged_loss_and_no_other() -> None:
     """Of three entries one logs a loss, one an evaluation, one neither."""
     page = Page(html_report(sidecar(), {}, facts(), HISTORY))
-    training = page.text.split("validation accuracy", 1)[1].split("Identity")[0]
-    assert training.split() == ["10", "0.6811", "12", "0.6502", "0.612"]
+    training = page.text.split("validation accuracy", 1)[1].split("Rows")[0]
+    assert training.split() == ["10", "0.6811", "12", "0.6502", "0.6123"]
+
+
+def test_the_page_draws_what_was_logged_twice() -> None:
+    """One point makes no curve; the battery has another name where nothing was held out."""
+    history = [
+        *HISTORY,
+        {"step": 20, "loss": 0.6, "battery_won": 0.7},
+        {"step": 24, "eval_loss": 0.6, "eval_accuracy": 0.7},
+        {"step": 30, "battery_won": 0.8},
+    ]
+    drawn = [s["aria-label"] for s in Page(html_report(sidecar(), {}, facts(), history)).all("svg")]
+    for what in ("training loss", "validation loss", "validation accuracy", "battery"):
+        assert sum(what in str(label) for label in drawn) == 1, what
+    once = Page(html_report(sidecar(), {}, facts(), HISTORY))
+    assert not once.all("svg")
 
 
 def test_the_chart_puts_values_where_the_scale_says() -> None:
-    """The scale runs from x = 220 at 0 to x = 620 at 1, so 0.7131 stands at 220 + 285.24."""
+    """Coordinates are linear in the values: dots between the ends of their whiskers."""
     page = Page(html_report(sidecar(), {"test": METRICS}, facts(), HISTORY))
-    centres = [numbers(circle, "cx")[0] for circle in page.all("circle")]
-    assert centres == pytest.approx([505.24, 436.68, 413.16, 426.84, 420.0])
-    bars = [numbers(line, "x1", "x2") for line in page.all("line") if line["stroke"] == "#36c"]
-    assert bars[0] == pytest.approx([220 + 400 * 0.6523, 220 + 400 * 0.7749])
-    assert len(bars) == 5
+    centres = [numbers(dot, "cx")[0] for dot in page.all("circle") if dot["class"] == "dot"]
+    whiskers = [numbers(w, "x1", "x2") for w in page.all("line") if w["class"] == "whisker"]
+    drawn = ("accuracy", "prompt-blind", "longer wins", "shorter wins", "random")
+    values = [METRICS[name].value for name in drawn]
+    scale = (centres[0] - centres[1]) / (values[0] - values[1])
+    start = centres[0] - scale * values[0]
+    assert centres == pytest.approx([start + scale * value for value in values], abs=0.1)
+    ends = [[start + scale * end for end in (METRICS[n].low, METRICS[n].high)] for n in drawn]
+    assert whiskers == [pytest.approx(pair, abs=0.1) for pair in ends]
     box = (page.all("svg")[0]["viewbox"] or "").split()
-    lowest = max(numbers(circle, "cy")[0] for circle in page.all("circle"))
-    assert lowest < float(box[3])
+    assert all(numbers(circle, "cy")[0] < float(box[3]) for circle in page.all("circle"))
 
 
 def test_without_an_interval_the_report_says_so_and_draws_none() -> None:
@@ -145,7 +163,7 @@ def test_without_an_interval_the_report_says_so_and_draws_none() -> None:
         for element in page.all(tag):
             coordinates = [v for k, v in element.items() if k in ("x", "x1", "x2", "cx", "y", "cy")]
             assert all(math.isfinite(float(value or "nan")) for value in coordinates)
-    assert not [line for line in page.all("line") if line["stroke"] == "#36c"]
+    assert not [line for line in page.all("line") if line["class"] == "whisker"]
     assert "| accuracy | 0.500 | none | 1 |" in metric_table(metrics)
 
 

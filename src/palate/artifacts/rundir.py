@@ -16,6 +16,7 @@ from palate.errors import PalateError
 RUN = "run.json"
 METRICS = "metrics.json"
 LOG = "log.jsonl"
+EVALUATION = "evaluation.json"
 FILES = {
     RUN: "configuration, SHA-256 of the data, prompts of each part, seed, start (UTC), versions",
     "config.yaml": "the configuration alone: `palate train config.yaml --output ELSEWHERE` repeats"
@@ -30,6 +31,8 @@ FILES = {
     "model/": "the reward model: safetensors, configuration, tokenizer, a card (README.md)",
     "adapter/": "LoRA adapters beside the merged model, where the configuration keeps them",
     "report.html": "the results as a page for a browser",
+    EVALUATION: "what the page shows of the measured part: verdict, findings, metrics, calibration,"
+    " battery, the training log, the protocol",
     METRICS: "results on each held-out part, each metric with its 95 % interval and n; temperature;"
     " what the objective learned beside the rewards; written last",
     "tensorboard/": "event files, with `training.report_to: [tensorboard]`",

@@ -87,6 +87,13 @@ class TrainConfig:
     output: str = ""
     """Run directory; an unfinished run there is resumed. Empty = runs/NAME-OF-MODEL, or the next
     free name."""
+    battery: Literal["auto", "checkpoints", "end", "off"] = "auto"
+    """When the battery of easy pairs (docs/battery.md) runs: at each checkpoint and on the saved
+    model, at the end alone, or never. auto = as often as costs at most a tenth of the training's
+    tokens."""
+    trust: bool = True
+    """After training, fit how far an answer lies from the training data and how sure the head is of
+    a difference (docs/trust.md), and keep both in the checkpoint."""
     store: Literal["memory", "disk"] = "memory"
     """Where rendered prompts lie while the run goes on. disk: in the run's directory, for more than
     fits in memory; each group is read back when its step comes."""
@@ -138,6 +145,11 @@ class TrainConfig:
 
     def _refuse_without_effect(self) -> None:
         method = self.training.method
+        if self.battery == "checkpoints" and method == "frozen":
+            raise PalateError(
+                "battery checkpoints has no effect with training.method frozen, which writes none;"
+                " set it to end"
+            )
         if self.store == "disk" and self.read.merge_prompts:
             raise PalateError(
                 "read.merge_prompts holds its source in memory, which store disk is there to avoid;"

@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 
 from palate.artifacts.files import write_json, write_text
+from palate.artifacts.hub import model_directory
 from palate.artifacts.ledger import Ledger
-from palate.artifacts.rundir import next_run_directory, refuse_overwrite
+from palate.artifacts.rundir import (
+    EVALUATION,
+    LOG,
+    next_run_directory,
+    read_log,
+    refuse_overwrite,
+)
 from palate.errors import PalateError
-from palate.evaluation.benchmarks import read_benchmark, run_benchmark, write_items
+from palate.evaluation.battery import read_battery
+from palate.evaluation.benchmarks import Benchmark, read_benchmark, run_benchmark, write_items
 from palate.evaluation.benchmarks.items import BenchmarkResult
-from palate.evaluation.outcomes import Outcome
+from palate.evaluation.outcomes import Outcome, check_finite
 from palate.evaluation.verdict import SEVERITIES, EvaluationFinding
 from palate.evaluation.versus import Versus, versus
 from palate.model.checkpoint import Sidecar
@@ -22,9 +30,9 @@ from palate.objectives import Ties
 from palate.pipeline.evaluate_checks import NOT_MADE, calibration_of, measure, run_checks
 from palate.pipeline.evaluate_config import NOWHERE
 from palate.pipeline.evaluate_config import EvaluateConfig as EvaluateConfig
-from palate.pipeline.evaluate_rewards import REWARDS, against_earlier, line_of
+from palate.pipeline.evaluate_rewards import REWARDS, against_earlier, line_of, read_rewards
 from palate.pipeline.evaluate_values import findings_of, values_of
-from palate.pipeline.guards import split_clusters
+from palate.pipeline.guards import run_of, split_clusters
 from palate.pipeline.prepare import data_hashes, read_sources, refuse_without_effect
 from palate.preferences import PreferenceGroup, prompt_cluster
 from palate.rendering import RenderedGroup, RenderSettings, render_groups
@@ -33,7 +41,6 @@ from palate.scoring.runs import rewards_of_groups
 from palate.scoring.scorer import Scorer, load
 from palate.statistics import Estimate
 
-EVALUATION = "evaluation.json"
 PAGE = "report.html"
 LEDGER = "ledger.jsonl"
 
@@ -80,6 +87,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Measure, check, write. Raises PalateError when no prompt can be measured, or when the output
     directory holds an evaluation already."""
     directory = _directory(config)
+    benchmarks = _read_ahead(config)
     scorer = _loaded(config)
     read, outcomes = _Read(rendered=(), ledger=Ledger(), num_elsewhere=0, num_rows_kept=0), []
     metrics: dict[str, Estimate] = {}
@@ -88,6 +96,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     compared: list[Versus] = []
     if config.data:
         read = _read(config, scorer)
+    suite = _suite(config, scorer, benchmarks)
+    if config.data:
         outcomes = outcomes_of(scorer, read.rendered)
         measured = measure(scorer, outcomes, ties, swapped=not config.quick)
         metrics = dict(measured.metrics)
@@ -99,10 +109,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
             compared.append(_against_model(config, outcomes))
         if config.baseline:
             compared.append(against_earlier(outcomes, Path(config.baseline)))
-    suite = _suite(config, scorer)
     findings = findings_of(metrics, calibration, checks, compared)
     values = values_of(
-        config,
+        config.model,
+        config.part,
         scorer,
         outcomes,
         metrics=metrics,
@@ -113,9 +123,13 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         suite=suite,
         rows={"kept": read.num_rows_kept, "ledger": read.ledger.by_reason()},
         data_sha256=data_hashes(config.sources),
+        log=read_log(run_of(config.model) / LOG),
     )
     if directory is not None:
         _write(directory, values, outcomes, suite, read.ledger)
+        for name, benchmark in benchmarks.items():
+            if benchmark.ledger.entries:
+                benchmark.ledger.write(directory / f"{name}-ledger.jsonl")
     return EvaluateResult(
         metrics=metrics,
         findings=findings,
@@ -184,14 +198,35 @@ def _against_model(config: EvaluateConfig, outcomes: Sequence[Outcome]) -> Versu
     )
     groups = [outcome.group.group for outcome in outcomes]
     rendering = RenderSettings(workers=config.render_workers, cache=config.token_cache)
-    rendered = render_groups(groups, other.renderer, Ledger(), rendering)
-    return versus(outcomes, outcomes_of(other, rendered), (config.model, config.versus))
+    ledger = Ledger()
+    rendered = render_groups(groups, other.renderer, ledger, rendering)
+    try:
+        others = outcomes_of(other, rendered)
+    except PalateError as error:
+        raise PalateError(f"{config.versus}: {error}", error.reason) from error
+    found = versus(outcomes, others, (config.model, config.versus))
+    lost = ", ".join(f"{number} x {reason}" for reason, number in ledger.by_reason().items())
+    return replace(found, remark=f"Cut or left out by {config.versus}: {lost}." if lost else "")
 
 
-def _suite(config: EvaluateConfig, scorer: Scorer) -> dict[str, BenchmarkResult]:
+def _read_ahead(config: EvaluateConfig) -> dict[str, Benchmark]:
+    """The benchmarks. What else is named is looked at too: a mistake there is found before hours of
+    scoring, not after."""
+    if config.battery:
+        read_battery(config.battery)
+    if config.baseline:
+        read_rewards(Path(config.baseline))
+    if config.versus:
+        model_directory(config.versus)
+    return {name: read_benchmark(source, name) for name, source in config.suite.items()}
+
+
+def _suite(
+    config: EvaluateConfig, scorer: Scorer, benchmarks: Mapping[str, Benchmark]
+) -> dict[str, BenchmarkResult]:
     return {
-        name: run_benchmark(scorer, read_benchmark(source, name), model=config.model)
-        for name, source in config.suite.items()
+        name: run_benchmark(scorer, benchmark, model=config.model, lengths=config.suite_lengths)
+        for name, benchmark in benchmarks.items()
     }
 
 
@@ -212,15 +247,18 @@ def _write(
 
 
 def outcomes_of(scorer: Scorer, rendered: Sequence[RenderedGroup]) -> list[Outcome]:
-    """Each group with its answers' rewards, less what the scorer's length correction takes."""
+    """Each group with its answers' rewards, less what the scorer's length correction takes. Raises
+    PalateError, naming the answer, for a reward that is NaN or infinite."""
     rewards = rewards_of_groups(
         scorer.model,
         [group.sequences for group in rendered],
         scorer.tokens_per_microbatch,
         scorer.renderer.pad_id,
     )
+    outcomes = [Outcome(group, rewards[index]) for index, group in enumerate(rendered)]
+    check_finite(outcomes)
     if scorer.length_correction is None:
-        return [Outcome(group, rewards[index]) for index, group in enumerate(rendered)]
+        return outcomes
     outcomes = []
     for index, group in enumerate(rendered):
         texts = [group.group.responses[i].text for i in group.response_index]

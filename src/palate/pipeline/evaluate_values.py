@@ -24,7 +24,6 @@ from palate.evaluation.verdict import (
 )
 from palate.evaluation.versus import Versus
 from palate.pipeline.evaluate_checks import Checks, reward_by_length, to_read
-from palate.pipeline.evaluate_config import EvaluateConfig
 from palate.pipeline.evaluate_rewards import NAMES
 from palate.scoring.scorer import Scorer
 from palate.statistics import Estimate, as_json
@@ -89,7 +88,8 @@ def _severity(other: Versus) -> Severity:
 
 
 def values_of(
-    config: EvaluateConfig,
+    model: str,
+    part: str,
     scorer: Scorer,
     outcomes: Sequence[Outcome],
     *,
@@ -101,11 +101,12 @@ def values_of(
     suite: Mapping[str, BenchmarkResult],
     rows: Mapping[str, Any],
     data_sha256: Mapping[str, str],
+    log: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Everything, as it goes to evaluation.json."""
+    """Everything, as it goes to evaluation.json; `log` is that of the training."""
     return {
-        "model": config.model,
-        "part": config.part,
+        "model": model,
+        "part": part,
         "data_sha256": dict(data_sha256),
         "rows": dict(rows),
         "num_prompts": len(outcomes),
@@ -120,9 +121,10 @@ def values_of(
         "probe_sample": None if checks.probes is None else _sample(checks.probes),
         "battery": None if checks.battery is None else _battery(checks.battery),
         "suite": {name: result.as_json() for name, result in suite.items()},
+        "training": [_logged(entry) for entry in log],
         "reading": to_read(outcomes),
         "protocol": {
-            **protocol_of_model(scorer, without_folders(config.model), LengthPolicy()),
+            **protocol_of_model(scorer, without_folders(model), LengthPolicy(), directory=model),
             "lengths": asdict(scorer.renderer.lengths),
         },
     }
@@ -130,6 +132,11 @@ def values_of(
 
 def _finding(finding: EvaluationFinding) -> dict[str, Any]:
     return {name: _plain(value) for name, value in asdict(finding).items()}
+
+
+def _logged(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: an accuracy of undecided comparisons only is left out."""
+    return {name: value for name, value in entry.items() if value == value}
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from palate.artifacts.files import write_json, write_text
-from palate.artifacts.rundir import LOG, METRICS, versions, without_folders, write_log
+from palate.artifacts.rundir import (
+    EVALUATION,
+    LOG,
+    METRICS,
+    versions,
+    without_folders,
+    write_log,
+)
 from palate.errors import PalateError
 from palate.evaluation.blind import fit_prompt_blind
 from palate.evaluation.calibration import fit_temperature, is_at_bound
@@ -25,8 +32,10 @@ from palate.model.reward_model import RewardModel
 from palate.objectives.nuisance import is_made
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.directory import STORE
+from palate.pipeline.finish_checks import tell
 from palate.pipeline.fit import Fitted
 from palate.pipeline.prepare import Prepared
+from palate.pipeline.training_battery import NO_BATTERY, BatteryPlan
 from palate.preferences import prompt_cluster
 from palate.rendering import Renderer
 from palate.report.card import calibration, model_card
@@ -58,8 +67,9 @@ def finish(
     renderer: Renderer,
     prepared: Prepared,
     directory: Path,
+    battery: BatteryPlan = NO_BATTERY,
 ) -> Finished:
-    """Calibrate, measure, save, reload, report; the training checkpoints are then deleted."""
+    """Calibrate, measure, save, reload, judge, report; then the training checkpoints go."""
     model, outcomes = fitted.model, fitted.outcomes
     measured_on = "test" if "test" in outcomes else next(iter(outcomes), "")
     voted = [g for g in prepared.train[:MAX_BLIND_GROUPS] if not is_made(g)]
@@ -83,6 +93,18 @@ def finish(
         trust_remote_code=config.body.trust_remote_code,
     )
     check_head(model, scorer.model)
+    history = fitted.history
+    told = tell(
+        config,
+        scorer,
+        prepared,
+        metrics=results.get(measured_on, {}),
+        outcomes=outcomes.get(measured_on, []),
+        measured_on=measured_on,
+        battery=battery,
+        log=history,
+        directory=model_directory,
+    )
     facts = {
         "model": without_folders(config.model),
         "data": without_folders(prepared.data_sha256),
@@ -104,11 +126,14 @@ def finish(
         "head": "mlp" if isinstance(model.head, MlpHead) else "linear",
         "has_class": sidecar.plain
         or pooling_of_class(config.model, model.config, config.body) is not None,
+        **told.card,
     }
     write_text(model_directory / "README.md", model_card(sidecar, results, facts))
-    history = fitted.history
     write_log(directory / LOG, history)
-    write_text(directory / "report.html", html_report(sidecar, results, facts, history))
+    page = html_report(sidecar, results, facts, history, told.evaluation)
+    write_text(directory / "report.html", page)
+    if told.evaluation is not None:
+        write_json(directory / EVALUATION, told.evaluation)
     write_json(
         directory / METRICS,
         {

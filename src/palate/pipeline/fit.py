@@ -21,13 +21,14 @@ from palate.pipeline.config import TrainConfig
 from palate.pipeline.guards import check_inputs
 from palate.pipeline.prepare import Prepared
 from palate.pipeline.processes import decided_by_main, processes
+from palate.pipeline.training_battery import NO_BATTERY, BatteryAtCheckpoints, BatteryPlan
 from palate.rendering import RenderedGroup, Renderer
 from palate.training.callbacks import LogWriter
 from palate.training.checkpoints import newest_complete
 from palate.training.frozen import train_frozen
 from palate.training.guards import check_before_training
 from palate.training.trackers import tracked
-from palate.training.trainer import RewardTrainer
+from palate.training.trainer import Measure, RewardTrainer
 
 logger = logging.getLogger(__name__)
 RewardsOf = Callable[[Sequence[RenderedGroup]], Sequence[np.ndarray]]
@@ -57,6 +58,7 @@ def fit(
     prepared: Prepared,
     objective: Objective,
     directory: Path,
+    battery: BatteryPlan = NO_BATTERY,
 ) -> Fitted:
     """Train, and score the held-out parts; adapters are in the model already.
 
@@ -65,7 +67,7 @@ def fit(
     check_inputs(config, renderer, prepared)
     if config.training.method == "frozen":
         return _fit_frozen(config, loaded, renderer, prepared, objective)
-    return _fit_steps(config, loaded, renderer, prepared, objective, directory)
+    return _fit_steps(config, loaded, renderer, prepared, objective, directory, battery)
 
 
 def _fit_steps(
@@ -75,15 +77,18 @@ def _fit_steps(
     prepared: Prepared,
     objective: Objective,
     directory: Path,
+    battery: BatteryPlan,
 ) -> Fitted:
     model = loaded.model
     checkpoints = directory / "training"
+    measure: Measure = partial(quick_metrics, ties=config.objective.ties)
+    logged = BatteryAtCheckpoints(battery.pairs, config.objective.ties) if battery.pairs else None
     trainer = RewardTrainer(
         model,
         config.training,
         prepared.train,
         prepared.validation,
-        partial(quick_metrics, ties=config.objective.ties),
+        logged.beside(measure, prepared.validation.values()) if logged else measure,
         renderer.pad_id,
         checkpoints,
         objective,
@@ -92,6 +97,9 @@ def _fit_steps(
     resume = decided_by_main(lambda: newest_complete(checkpoints))
     if resume is not None:
         logger.info("resuming from %s", resume)
+    if logged is not None:
+        logged.trainer = trainer
+        trainer.add_callback(logged)
     trainer.add_callback(LogWriter(directory / LOG))
     with tracked(trainer, directory, run_name(directory), asdict(config)):
         with trainer.interrupt.installed():

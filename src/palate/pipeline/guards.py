@@ -46,10 +46,15 @@ def warn_of_warm_start(model: str, prepared: Prepared) -> None:
             )
 
 
+def run_of(model: str) -> Path:
+    """The directory of the palate run that a model is of, if it is of one."""
+    directory = Path(model).expanduser()
+    return directory.parent if directory.name == "model" else directory
+
+
 def split_clusters(model: str) -> Mapping[str, Any] | None:
     """Prompt clusters by part of the palate run that a model is of; None for other models."""
-    directory = Path(model).expanduser()
-    path = (directory.parent if directory.name == "model" else directory) / "split.json"
+    path = run_of(model) / "split.json"
     if not path.exists():
         return None
     clusters: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["clusters"]

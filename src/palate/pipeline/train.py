@@ -25,6 +25,7 @@ from palate.pipeline.fit import fit
 from palate.pipeline.prepare import Prepared, prepare
 from palate.pipeline.prepare_stream import prepare_on_disk
 from palate.pipeline.processes import decided_by_main, processes
+from palate.pipeline.training_battery import plan_battery
 from palate.rendering import Renderer
 from palate.scoring.scorer import Scorer
 from palate.statistics import Estimate
@@ -64,6 +65,8 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
     summary = describe_dry_run(
         config, loaded.model, renderer, prepared, objective, loaded.has_trained_head
     )
+    battery = plan_battery(config, prepared, renderer)
+    summary += f"\nbattery   {battery.why}"
     if dry_run:
         return TrainResult(directory, {}, "", None, summary)
     state = processes()
@@ -71,10 +74,10 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainResult:
         logger.info("%s", summary)
         write_inputs(directory, config, prepared, loaded.model.num_parameters())
     state.wait_for_everyone()
-    fitted = fit(config, loaded, renderer, prepared, objective, directory)
+    fitted = fit(config, loaded, renderer, prepared, objective, directory, battery)
     if not state.is_main_process:
         return TrainResult(directory, {}, "", None, summary)
-    done = finish(config, fitted, renderer, prepared, directory)
+    done = finish(config, fitted, renderer, prepared, directory, battery)
     metrics = done.results.get(done.measured_on, {})
     return TrainResult(directory, metrics, done.measured_on, done.scorer, summary)
 

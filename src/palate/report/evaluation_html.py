@@ -20,6 +20,13 @@ ACCURACIES = (
     "random",
 )
 """Bars of the first figure, in this order; those not measured are left out."""
+CURVES = (
+    (("loss",), "training loss"),
+    (("eval_loss",), "validation loss"),
+    (("eval_accuracy",), "validation accuracy"),
+    (("eval_battery_won", "battery_won"), "share of the battery's pairs won"),
+)
+"""Curves of the training, each with the names that it has in the log."""
 
 
 def evaluation_page(values: Values) -> str:
@@ -28,8 +35,18 @@ def evaluation_page(values: Values) -> str:
         f"palate evaluate: {values['model']}",
         f"Evaluation of {values['model']}",
         values["verdict"],
-        [section for section in _sections(values) if section is not None],
+        [
+            *evaluation_sections(values),
+            *([_all_metrics(values["metrics"])] if values["metrics"] else []),
+            *_rows(values["rows"]["ledger"]),
+            _protocol(values),
+        ],
     )
+
+
+def evaluation_sections(values: Values) -> list[Section]:
+    """What was found and measured, in the order of the page."""
+    return [section for section in _sections(values) if section is not None]
 
 
 def _sections(values: Values) -> Iterator[Section | None]:
@@ -42,11 +59,8 @@ def _sections(values: Values) -> Iterator[Section | None]:
     yield _probes(values)
     yield _battery(values.get("battery"))
     yield from _suite(values["suite"])
-    yield _training(values.get("training") or ())
+    yield from training_section(values.get("training") or ())
     yield from _reading(values["reading"])
-    if values["metrics"]:
-        yield _all_metrics(values["metrics"])
-    yield _protocol(values)
 
 
 def _findings(values: Values) -> Section:
@@ -258,13 +272,19 @@ def _suite(suite: Mapping[str, Values]) -> Iterator[Section]:
         )
 
 
-def _training(log: Sequence[Values]) -> Section | None:
+def training_section(log: Sequence[Values]) -> list[Section]:
+    """Curves of what was logged twice or more; nothing where nothing was."""
     figures = []
-    for name, what in (("loss", "training loss"), ("eval_loss", "validation loss")):
-        points = [{"x": e["step"], "value": e[name]} for e in log if name in e and "step" in e]
+    for names, what in CURVES:
+        points = [
+            {"x": entry["step"], "value": entry[name]}
+            for entry in log
+            for name in names
+            if name in entry and "step" in entry
+        ]
         if len(points) > 1:
             figures.append({"kind": "curve", "x": "step", "y": what, "points": points})
-    return Section(title="Training", figures=figures) if figures else None
+    return [Section(title="Training", figures=figures)] if figures else []
 
 
 def _reading(reading: Values) -> Iterator[Section]:
@@ -307,6 +327,13 @@ def _all_metrics(metrics: Mapping[str, Values]) -> Section:
     headings = ("metric", "value", "95 % interval", "n")
     table = Table(headings=headings, rows=rows, numbers=frozenset({1, 2, 3}))
     return Section(title="All metrics", folded=[table])
+
+
+def _rows(ledger: Mapping[str, int]) -> list[Section]:
+    """What was left out of the data or cut, by reason."""
+    columns = ("in the ledger", "entries")
+    table = Table(headings=columns, rows=list(ledger.items()), numbers=frozenset({1}))
+    return [Section(title="Left out or cut", tables=[table])] if ledger else []
 
 
 def _protocol(values: Values) -> Section:

@@ -22,7 +22,8 @@ STYLE = """
 }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: var(--text); background: var(--page); }
-h1, h2, h3, p, li, summary, figcaption, .value, td { overflow-wrap: anywhere; }
+h1, h2, h3, p, li, summary, figcaption { overflow-wrap: anywhere; }
+td, .value { overflow-wrap: break-word; }
 h2 { margin: 2.6rem 0 .4rem; } h3 { margin: 2rem 0 .4rem; } a { color: var(--ink); }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem;
@@ -101,12 +102,12 @@ class Section:
 
 
 _TABLE = """{% macro table(t) %}<div class="wide"><table><thead><tr>
-{% for h in t.headings %}<th{% if loop.index0 in t.numbers %} class="n"{% endif %}>{{ h }}
+{% for h in t.headings %}<th{% if loop.index0 in t.numbers %} class="n"{% endif %}>{{ h }}</th>
 {% endfor %}</tr></thead><tbody>
 {% for row in t.rows %}<tr>{% for cell in row %}
 <td{% if loop.index0 in t.numbers %} class="n"{% endif %}>
 {%- if cell is string or cell is number or cell is none %}{{ "" if cell is none else cell }}
-{%- else %}<span class="chip {{ cell[0] }}">{{ cell[1] }}</span>{% endif %}
+{%- else %}<span class="chip {{ cell[0] }}">{{ cell[1] }}</span>{% endif %}</td>
 {% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% endmacro %}"""
 

@@ -264,7 +264,7 @@ def test_rank_prints_the_order_and_the_rewards_of_python(
     assert [entry["index"] for entry in ranking] == [ranked.index for ranked in expected]
     for entry, ranked in zip(ranking, expected, strict=True):
         assert entry["reward"] == pytest.approx(ranked.reward, abs=1e-5)
-        assert entry["support_distance"] is None
+        assert entry["support_distance"] == pytest.approx(ranked.support_distance, rel=1e-3)
         assert entry["reward"] == pytest.approx(
             scorer.score(PROMPT, ANSWERS[ranked.index]), abs=1e-5
         )

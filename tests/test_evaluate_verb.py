@@ -2,6 +2,7 @@
 evaluations, benchmarks, bad input."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,28 +64,64 @@ def test_the_whole_evaluation_ends_in_a_page_with_every_part(
     assert len((tmp_path / "out/rewards.jsonl").read_text().splitlines()) == 12
 
 
-def test_a_reward_of_zero_everywhere_fails_at_the_top(
-    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def without_head(scorer: Scorer) -> None:
+    with torch.no_grad():
+        for parameter in scorer.model.head.parameters():
+            parameter.zero_()
+
+
+def pooling_at_the_first_token(scorer: Scorer) -> None:
+    """It stands before all that differs, so that every answer has the same state."""
+
+    def moved(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return given, {**named, "end_column_N": torch.zeros_like(named["end_column_N"])}
+
+    scorer.model.register_forward_pre_hook(moved, with_kwargs=True)
+
+
+def one_token_early(scorer: Scorer) -> None:
+    """Accuracy hardly tells: the token before the last has seen nearly all."""
+
+    def moved(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return given, {**named, "end_column_N": named["end_column_N"] - 1}
+
+    scorer.model.layout = "rows"  # in a tree the column before may be another answer's
+    scorer.model.register_forward_pre_hook(moved, with_kwargs=True)
+
+
+@pytest.mark.parametrize("damage", [without_head, pooling_at_the_first_token, one_token_early])
+def test_a_broken_model_fails_at_the_top(
+    damage: Callable[[Scorer], None],
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A head that reads nothing ties every comparison: all findings of a broken model."""
+    """Without a head or the last token's state each comparison is a tie; a subtler fault shows in
+    the rewards of stored texts."""
     data = write_rows(tmp_path / "new.jsonl", new_rows(12))
     whole = evaluate(EvaluateConfig(model=str(trained_run), data=data, quick=True, output="none"))
+    assert not {"ties", "stored rewards"} & {finding.check for finding in whole.findings}
 
     real = pipeline.load
 
     def broken(*arguments: Any, **settings: Any) -> Scorer:
         scorer = real(*arguments, **settings)
-        with torch.no_grad():
-            for parameter in scorer.model.head.parameters():
-                parameter.zero_()
+        damage(scorer)
         return scorer
 
     monkeypatch.setattr(pipeline, "load", broken)
-    result = evaluate(EvaluateConfig(model=str(trained_run), data=data, quick=True, output="none"))
+    out = tmp_path / "out"
+    result = evaluate(
+        EvaluateConfig(model=str(trained_run), data=data, quick=True, output=str(out))
+    )
     assert result.findings[0].severity == "error"
-    assert result.findings[0].check == "ties"
+    assert result.findings[0].check == "stored rewards"
     assert result.fails("error")
-    assert not any(finding.check == "ties" for finding in whole.findings)
+    opening = Page((out / "report.html").read_text()).text.split("What was found")[0]
+    assert "A text that is stored with the model scores" in opening
+    ties = [f.message for f in result.findings if f.check == "ties"]
+    if damage is not one_token_early:
+        assert "100.0% of the comparisons have two equal rewards" in ties[0]
 
 
 def test_exit_code_follows_fail_on(

@@ -873,7 +873,7 @@ def test_a_hub_data_set_without_a_network_is_refused_at_once(tmp_path: Path) -> 
     seconds, message = done.stdout.split(" ", 1)
     assert float(seconds) < 5
     assert message.startswith("owner/name: not a file here")
-    assert "the hub cannot be reached from here; pass a local file with --data" in message
+    assert "the hub cannot be reached from here; name a local file in its place" in message
 
 
 def test_harmless_transcripts_are_1599_groups_and_8_rows_in_the_ledger(shared_data: Path) -> None:

@@ -384,6 +384,7 @@ def copied(trusted_run: Path, tmp_path: Path) -> Path:
 
 def test_without_it_ranks_have_none_and_requests_say_so(trained_run: Path) -> None:
     scorer = palate.load(trained_run)
+    scorer.trust = None  # training fits it
     assert [ranked.support_distance for ranked in scorer.rank("Hi", ANSWERS)] == [None] * 4
     with pytest.raises(PalateError, match="none was fitted"):
         scorer.score_with_support("Hi", ANSWERS[0])

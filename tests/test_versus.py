@@ -83,10 +83,22 @@ def test_a_model_against_itself_decides_alike() -> None:
     assert "They decide every comparison alike." in found.sentence
 
 
-def test_equal_rewards_are_half_right_and_no_part_of_the_exact_test() -> None:
+def test_equal_rewards_are_half_right_and_count_for_the_model_that_has_more() -> None:
+    """The first has more of two, the second of one: p is that of two heads in three, 1."""
     found = versus(pairs([0.5, 1, 1]), pairs([1, 0.5, 0]))
     assert (found.num_first_only, found.num_second_only, found.num_with_ties) == (1, 0, 2)
     assert found.first_accuracy.value == pytest.approx(2.5 / 3)
+    assert found.p_value == 1.0
+
+
+def test_a_model_that_ties_everything_loses_to_one_that_is_right() -> None:
+    """12 right against 12 ties: 2 / 2^12. By McNemar's test, which leaves ties out, the two would
+    decide every comparison alike."""
+    found = versus(pairs([1] * 12), pairs([0.5] * 12), ("A", "B"))
+    assert found.p_value == pytest.approx(2 / 2**12)
+    assert found.sentence.startswith("A is better than B by 50.0 points on 12 prompts")
+    assert "exact sign test" in found.sentence
+    assert "alike" not in versus(pairs([1] * 3), pairs([0.5] * 3)).sentence
 
 
 def test_several_comparisons_of_one_prompt_are_decided_by_resampling() -> None:

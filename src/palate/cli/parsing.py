@@ -158,10 +158,14 @@ def _stands_for(pattern: str, key: str) -> bool:
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """What to say about an unknown key: the nearest of those known, by all or by its last part."""
     by_last_part = {name.split(".")[-1]: name for name in known}
+    free = [name.removesuffix(".**") for name in known if name.endswith(".**")]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
         by_last_part[name]
         for name in difflib.get_close_matches(key.split(".")[-1], by_last_part, n=1, cutoff=0.6)
     ]
+    top, dot, rest = key.partition(".")
+    if not near and dot:  # suite.NAME, whose last part may be anything
+        near = [f"{name}.{rest}" for name in difflib.get_close_matches(top, free, n=1, cutoff=0.6)]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown configuration key {key!r}{hint}"
 
@@ -178,6 +182,7 @@ def _explain(message: str, known: Sequence[str]) -> str:
     if required:
         return f"missing: {required[1]}; give it in the YAML file or as a flag"
     said = re.sub(r"\s+", " ", message).strip()
+    said = re.sub(r"Expected a typing\.Literal\[([^]]*)\]", r"Expected one of \1", said)
     value = re.search(r'key "objective\.kind": .*Got value: (\S+)', said)
     if value is None:
         return said

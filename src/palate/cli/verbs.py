@@ -3,10 +3,12 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from palate.cli.parsing import UsageError, parse, parser_for, unknown_key
 from palate.cli.printed import Printed
 from palate.evaluation.metrics import as_json
+from palate.model.support import Trust
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.quickstart import QuickstartConfig, quickstart
 from palate.pipeline.score_file import ScoreConfig, score_file
@@ -74,13 +76,18 @@ def run_score(arguments: list[str]) -> Printed:
     return Printed(text, asdict(result))
 
 
-def _text_parser(verb: str, description: str) -> argparse.ArgumentParser:
+def _text_parser(verb: str, description: str, support: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"palate {verb}", description=description, allow_abbrev=False
     )
     parser.add_argument("model", help="a palate run, or any scalar reward model")
     parser.add_argument("prompt", help="the user's message")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument(
+        "--support",
+        action="store_true",
+        help=f"{support} (docs/trust.md); for models with stored trust",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument(
         "--allow-changed",
@@ -98,7 +105,7 @@ def _text_parser(verb: str, description: str) -> argparse.ArgumentParser:
 def _parse_texts(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     flags, unknown = parser.parse_known_args(arguments)
     if unknown:
-        known = ["json", "device", "allow-changed", "trust-remote-code"]
+        known = ["json", "support", "device", "allow-changed", "trust-remote-code"]
         raise UsageError(unknown_key(unknown[0].split("=")[0].lstrip("-"), known))
     return flags
 
@@ -114,31 +121,66 @@ def _load_for(flags: argparse.Namespace) -> Scorer:
 
 
 def run_rank(arguments: list[str]) -> Printed:
-    parser = _text_parser("rank", "Rank answers to one prompt, best first.")
+    parser = _text_parser(
+        "rank",
+        "Rank answers to one prompt, best first.",
+        "also how far each answer lies from the training data",
+    )
     parser.add_argument("responses", nargs="+", help="two or more answers")
     flags = _parse_texts(parser, arguments)
     if len(flags.responses) < 2:
         raise UsageError("one answer can't be ranked; give two or more")
-    ranking = _load_for(flags).rank(flags.prompt, flags.responses)
-    text = "\n".join(
-        f"{place}. reward {ranked.reward:+.4f}  {flags.responses[ranked.index]}"
-        for place, ranked in enumerate(ranking, start=1)
-    )
-    return Printed(text, {"ranking": [asdict(ranked) for ranked in ranking]})
+    scorer = _load_for(flags)
+    trust = scorer.fitted_trust() if flags.support else None
+    lines, values = [], []
+    for place, ranked in enumerate(scorer.rank(flags.prompt, flags.responses), start=1):
+        line, value = f"{place}. reward {ranked.reward:+.4f}", asdict(ranked)
+        if trust is not None and ranked.support_distance is not None:
+            line += f"  {_distance_text(trust, ranked.support_distance)}"
+            value["support_beyond"] = trust.beyond(ranked.support_distance)
+        lines.append(f"{line}  {flags.responses[ranked.index]}")
+        values.append(value)
+    return Printed("\n".join(lines), {"ranking": values})
+
+
+def _distance_text(trust: Trust, distance: float) -> str:
+    beyond = trust.beyond(distance)
+    place = f"farther than {beyond:.0%}" if beyond else "nearer than half"
+    return f"distance {distance:.2f} ({place} of {trust.facts.reference})"
 
 
 def run_compare(arguments: list[str]) -> Printed:
-    parser = _text_parser("compare", "Probability that the first answer is preferred.")
+    parser = _text_parser(
+        "compare",
+        "Probability that the first answer is preferred.",
+        "also how sure the margin is, and how far both answers lie from the training data",
+    )
     parser.add_argument("first")
     parser.add_argument("second")
     flags = _parse_texts(parser, arguments)
     scorer = _load_for(flags)
-    probability = scorer.compare(flags.prompt, flags.first, flags.second)
+    texts = (flags.prompt, flags.first, flags.second)
+    compared = scorer.compare_with_uncertainty(*texts) if flags.support else None
+    probability = scorer.compare(*texts) if compared is None else compared.probability
     temperature = scorer.sidecar.temperature if scorer.sidecar else None
     calibrated = temperature is not None and not temperature.get("at_bound")
     why = "a temperature at a bound of its fit" if temperature else "no temperature"
     note = "calibrated" if calibrated else f"not calibrated: the checkpoint has {why}"
-    return Printed(
-        f"P(first preferred) = {probability:.4f}  ({note})",
-        {"probability": probability, "calibrated": calibrated},
-    )
+    values: dict[str, Any] = {"probability": probability, "calibrated": calibrated}
+    if compared is None:
+        return Printed(f"P(first preferred) = {probability:.4f}  ({note})", values)
+    trust = scorer.fitted_trust()
+    first, second = compared.support_distances
+    lines = [
+        f"P(first preferred) = {probability:.4f}  (averaged over the head's posterior; {note})",
+        f"margin {compared.margin:+.4f}, standard deviation {compared.margin_std:.4f}",
+        f"first   {_distance_text(trust, first)}",
+        f"second  {_distance_text(trust, second)}",
+    ]
+    values |= {
+        "margin": compared.margin,
+        "margin_std": compared.margin_std,
+        "support_distances": [first, second],
+        "support_beyonds": [trust.beyond(first), trust.beyond(second)],
+    }
+    return Printed("\n".join(lines), values)

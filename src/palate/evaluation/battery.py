@@ -15,18 +15,22 @@ from pathlib import Path
 import numpy as np
 
 from palate.artifacts.files import open_binary
+from palate.artifacts.ledger import place
 from palate.errors import PalateError
 from palate.evaluation.score_texts import Score, TooLong, rewards_of
 from palate.preferences.files.json_records import json_lines
-from palate.preferences.files.records import Damage
+from palate.preferences.files.records import CUT, DAMAGED_STREAM, Damage
 from palate.preferences.formats.pairs import pairs
 from palate.preferences.settings import ReadSettings
 from palate.preferences.types import Message, Response, ScoringItem
 from palate.statistics import Estimate, cluster_mean
 from palate.statistics.intervals import wilson
+from palate.text import plural
 
 BUILT_IN = Path(__file__).parent / "battery_data" / "battery-1.jsonl"
 FIELDS = ("category", "id", "prompt", "chosen", "rejected")
+NOT_READ = ("tools", "template_arguments", "chat_template_kwargs")
+"""Fields of preference files that would change what is scored; a pair of the battery has none."""
 MIN_PAIRS = 15
 """Of a category: with all of 15 passed, Wilson's interval begins at 0.80."""
 PASS_MARGIN = 1.0
@@ -128,13 +132,18 @@ def read_battery(
     """The built-in pairs and those of more JSONL files, plain or `.gz`.
 
     A line has `category`, `id`, `prompt` (text or messages), `chosen` and `rejected`; a category
-    may be one of the built-in ones or new. `categories` keeps these alone. Raises PalateError, with
-    file and line, for a line that lacks a field, an id that occurs twice, an empty file, a category
-    that is asked for and has no pair, and one with fewer than `min_pairs`.
+    may be one of the built-in ones or new; other fields are notes of its author's. `categories`
+    keeps these alone. Raises PalateError, with file and line, for a line that lacks a field or has
+    one of `NOT_READ`, an empty prompt or answer, an id that occurs twice, a damaged or empty file,
+    one that is named twice, a category that is asked for and has no pair, and one with fewer than
+    `min_pairs`.
     """
     files = [*([BUILT_IN] if built_in else []), *map(Path, paths)]
     if not files:
         raise PalateError("a battery of no files: give paths, or take the built-in one")
+    for number, path in enumerate(files):
+        if path in files[:number]:
+            raise PalateError(f"{path}: named twice; name each file once")
     items = [item for path in files for item in _read(path)]
     _refuse_repeated(items)
     known = {item.category: item for item in items}
@@ -156,13 +165,21 @@ def _sha256(path: Path) -> str:
 
 
 def _read(path: Path) -> list[BatteryItem]:
-    items = []
+    items: list[BatteryItem] = []
+    line = 0
     with open_binary(path) as handle:
-        for line, row in json_lines(handle):
-            try:
+        try:
+            for line, row in json_lines(handle):
                 items.append(_item(row, str(path), line))
-            except PalateError as error:
-                raise PalateError(f"{path}:{line}: {error}", error.reason) from error
+        except PalateError as error:
+            raise PalateError(f"{path}:{line}: {error}", error.reason) from error
+        except DAMAGED_STREAM as error:
+            # Pairs before the damage are no whole battery.
+            raise PalateError(
+                f"{place(str(path), line)}: {CUT}: {error}; get the file again, or take .gz off its"
+                " name where it is not gzipped",
+                CUT,
+            ) from error
     if not items:
         raise PalateError(f"{path}: no pair in it; each line needs {', '.join(FIELDS)}")
     return items
@@ -172,20 +189,37 @@ def _item(row: object, file: str, line: int) -> BatteryItem:
     if isinstance(row, Damage):
         raise PalateError(f"{row.reason}: {row.detail}", row.reason)
     if not isinstance(row, dict):
-        raise PalateError(f"{row!r:.60} where an object was expected", "not an object")
+        raise PalateError(
+            f"{row!r:.60} where an object was expected; a battery is JSON Lines, one pair a line",
+            "not an object",
+        )
     for name in FIELDS:
         if row.get(name) is None:
             found = ", ".join(map(repr, row))
             raise PalateError(f"no field {name!r}; found {found:.300}", "missing field")
-    named = {name: str(row[name]).strip() for name in ("category", "id")}
-    for name, value in named.items():
-        if not value:
-            raise PalateError(f"{name} is empty; give it a name", f"empty {name}")
+    for name in NOT_READ:
+        if row.get(name):
+            raise PalateError(
+                f"{name} has no effect in a battery; write what it says into the prompt",
+                "no effect",
+            )
+    named = {name: _name(row[name], name) for name in ("category", "id")}
     parsed = pairs(row, ReadSettings())
     chosen, rejected = parsed.responses
+    ScoringItem(parsed.prompt, chosen)  # refuses an empty prompt
     return BatteryItem(
         **named, prompt=parsed.prompt, chosen=chosen, rejected=rejected, file=file, line=line
     )
+
+
+def _name(value: object, field: str) -> str:
+    """A category or an id: text or a whole number."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        kind = type(value).__name__
+        raise PalateError(f"{field} is {kind} {value!r:.40}, not a name", "wrong type")
+    if not str(value).strip():
+        raise PalateError(f"{field} is empty; give it a name", f"empty {field}")
+    return str(value).strip()
 
 
 def _refuse_repeated(items: Sequence[BatteryItem]) -> None:
@@ -208,9 +242,9 @@ def _refuse_small(items: Sequence[BatteryItem], min_pairs: int) -> None:
         if len(found) < min_pairs:
             last = found[-1]
             raise PalateError(
-                f"{last.file}:{last.line}: category {name!r} ends here with {len(found)} pairs,"
-                f" too few to say anything of; {min_pairs} are the least: write more, or correct"
-                " the name",
+                f"{last.file}:{last.line}: category {name!r} ends here with"
+                f" {plural(len(found), 'pair')}, too few to say anything of; {min_pairs} are the"
+                " least: write more, or correct the name",
                 "small category",
             )
 

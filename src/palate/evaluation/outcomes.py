@@ -13,6 +13,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from palate.artifacts.ledger import place
+from palate.errors import PalateError
 from palate.objectives import ComparisonBatch, Ties, comparison_losses
 from palate.objectives.covariates import COVARIATES
 from palate.preferences import Comparison, prompt_cluster
@@ -32,6 +34,22 @@ class Outcome:
     @cached_property
     def cluster(self) -> str:
         return prompt_cluster(self.group.group.prompt)
+
+
+def check_finite(outcomes: Sequence[Outcome]) -> None:
+    """Raise PalateError, naming file, line and answer, for a reward that is no finite number."""
+    bad = [(o, at) for o in outcomes for at in np.flatnonzero(~np.isfinite(o.reward_N)).tolist()]
+    if not bad:
+        return
+    outcome, at = bad[0]
+    group, index = outcome.group.group, outcome.group.response_index[at]
+    num_answers = sum(len(o.reward_N) for o in outcomes)
+    raise PalateError(
+        f"{place(group.file, group.line)}: the reward of answer {index}, counted from 0, is"
+        f" {outcome.reward_N[at]}: {group.responses[index].text!r:.60} ({len(bad)} of"
+        f" {num_answers} answers). Nothing is averaged over it; check the weights, or load the"
+        " model in float32"
+    )
 
 
 def quick_metrics(

@@ -58,4 +58,5 @@ def cutting(scorer: Scorer) -> Scorer:
     renderer.lengths = replace(renderer.lengths, overlong="cut")
     made = Scorer(scorer.model, renderer, scorer.sidecar, scorer.tokens_per_microbatch)
     made.length_correction = scorer.length_correction
+    made.trust, made.no_trust = scorer.trust, scorer.no_trust
     return made

@@ -11,6 +11,7 @@ from typing import Literal
 from palate.evaluation.battery import BatteryResult, CategoryResult
 from palate.evaluation.probe_outcomes import ProbeOutcome
 from palate.statistics import Estimate
+from palate.text import plural
 
 Severity = Literal["error", "warn", "note"]
 SEVERITIES: tuple[Severity, ...] = ("note", "warn", "error")
@@ -88,9 +89,12 @@ def accuracy_findings(
     return found
 
 
-def probe_findings(outcomes: Sequence[ProbeOutcome]) -> list[EvaluationFinding]:
-    """A finding for each probe that doesn't pass."""
-    return [
+def probe_findings(
+    outcomes: Sequence[ProbeOutcome], skipped: Mapping[str, str]
+) -> list[EvaluationFinding]:
+    """A finding for each probe that doesn't pass, and a note on texts that were left out; `skipped`
+    has probes without an outcome, with the reason."""
+    found = [
         EvaluationFinding(
             check=f"probe: {outcome.name}",
             severity=_OF_VERDICT[outcome.verdict],
@@ -102,11 +106,32 @@ def probe_findings(outcomes: Sequence[ProbeOutcome]) -> list[EvaluationFinding]:
         for outcome in outcomes
         if outcome.verdict != "pass"
     ]
+    left_out = [f"{o.name} {o.num_left_out}" for o in outcomes if o.num_left_out]
+    left_out += [f"{name} all" for name, reason in skipped.items() if "too long" in reason]
+    if left_out:
+        found.append(
+            EvaluationFinding(
+                check="probes: length",
+                severity="note",
+                message="Pairs left out, since the changed text is longer than the model takes:"
+                f" {', '.join(left_out)}.",
+            )
+        )
+    return found
 
 
 def battery_findings(result: BatteryResult) -> list[EvaluationFinding]:
-    """Wins that are missing among pairs about which there is no dispute."""
+    """Wins that are missing among pairs about which there is no dispute; and what was cut."""
     found = []
+    if result.cut:
+        found.append(
+            EvaluationFinding(
+                check="battery: length",
+                severity="note",
+                message=f"{len(result.cut)} of {result.overall.num_pairs} pairs have an answer that"
+                f" is longer than the model takes and lost its end: {', '.join(result.cut)}.",
+            )
+        )
     if result.overall.won.low <= CHANCE:
         found.append(_of_category("battery", "error", result.overall, "at chance on easy pairs"))
     for category in result.categories:
@@ -165,10 +190,21 @@ def _compared(metrics: Mapping[str, Estimate]) -> str:
     said = []
     if rival is not None:
         difference = metrics[f"accuracy minus {rival}"]
-        better = "better by" if difference.low > 0 else "not clearly better:"
+        better = (
+            "better by"
+            if difference.low > 0
+            else "worse:"
+            if difference.high < 0
+            else "not clearly better:"
+        )
+        there = ""
+        if difference.n != metrics["accuracy"].n:  # swapped prompts are a sample
+            own = metrics[rival].value + difference.value
+            there = f" on {difference.n} prompts, where the model gets {own:.1%}"
         said.append(
             f"the best baseline that doesn't read as it must, {rival!r}, gets"
-            f" {metrics[rival].value:.1%}, and the model is {better} {_points(difference)} points"
+            f" {metrics[rival].value:.1%}{there}, and the model is {better} {_points(difference)}"
+            " points"
         )
     ceiling = metrics.get("agreement of annotators")
     if ceiling is not None:
@@ -185,7 +221,8 @@ def _best_rival(metrics: Mapping[str, Estimate]) -> str | None:
 
 
 def _share(estimate: Estimate) -> str:
-    return f"{estimate.value:.1%} of the comparisons ({_ends(estimate)}, {estimate.n} prompts)"
+    n = plural(estimate.n, "prompt")
+    return f"{estimate.value:.1%} of the comparisons ({_ends(estimate)}, {n})"
 
 
 def _ends(estimate: Estimate) -> str:
@@ -195,6 +232,8 @@ def _ends(estimate: Estimate) -> str:
 
 
 def _points(difference: Estimate) -> str:
+    if difference.low == float("-inf"):
+        return f"{100 * difference.value:+.1f} ({_ends(difference)})"
     return (
         f"{100 * difference.value:+.1f} ({100 * difference.low:+.1f} to"
         f" {100 * difference.high:+.1f})"

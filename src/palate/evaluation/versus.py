@@ -39,11 +39,12 @@ class Versus:
     """Comparisons that the first decides rightly and the second wrongly; below the opposite."""
     num_second_only: int
     num_with_ties: int
-    """Comparisons in which a model's rewards are equal: half right in the accuracies, no part of
-    the exact test."""
+    """Comparisons in which a model's rewards are equal: half right in the accuracies. In the exact
+    test they count for the model that has more of them right."""
     p_value: float
     """Of the exact McNemar test: each comparison that one model alone decides rightly is as likely
-    to be the one's as the other's (McNemar 1947, Psychometrika 12)."""
+    to be the one's as the other's (McNemar 1947, Psychometrika 12). With ties it is the sign test,
+    of which that is a case."""
     is_independent: bool
     """Whether no two comparisons are of one prompt cluster, as that test assumes."""
     detectable: float
@@ -52,12 +53,15 @@ class Versus:
     num_left_out: int
     """Decided comparisons of either model that the other has not."""
     winner: Winner
+    remark: str = ""
+    """What else whoever reads the numbers has to know; the end of the sentence."""
 
     @property
     def sentence(self) -> str:
         """What was found, in words."""
+        test = "sign" if self.num_with_ties else "McNemar"
         basis = (
-            f"exact McNemar test, p = {_p(self.p_value)}"
+            f"exact {test} test, p = {_p(self.p_value)}"
             if self.is_independent
             else "by resampling prompt clusters; several comparisons share a prompt, so that"
             " McNemar's test does not hold"
@@ -82,10 +86,12 @@ class Versus:
                 f" {_points(self.detectable)}."
                 if self.detectable
                 else " They decide every comparison alike."
+                if not self.difference.value
+                else ""
             )
         if self.num_left_out:
             found += f" Left out: {plural(self.num_left_out, 'comparison')} that only one has."
-        return found
+        return f"{found} {self.remark}" if self.remark else found
 
 
 def versus(
@@ -98,12 +104,18 @@ def versus(
     Models cut and leave out by their own limits, so that groups are matched by file, line and text,
     and comparisons by their responses; what only one has is left out and counted.
 
-    With one comparison to each prompt cluster the exact McNemar test decides, at 5 %. Comparisons
+    With one comparison to each prompt cluster the exact McNemar test decides, at 5 %; where rewards
+    are equal the sign test, since a broken model ties what the other gets right. Comparisons
     of one prompt share its answers and are right or wrong together, which the test takes for so
     many independent ones; then the interval of the difference decides, which resamples clusters.
     Raises PalateError where the two have no decided comparison in common.
     """
     pairs, num_left_out = _common(first, second)
+    if not pairs and not any(decided(o.group) for o in (*first, *second)):
+        raise PalateError(
+            f"nothing to hold {names[0]} and {names[1]} against each other on: no comparison of"
+            " these data has a better side, their votes are even or ties"
+        )
     if not pairs:
         raise PalateError(
             f"{names[0]} and {names[1]} have no decided comparison in common; measure both on the"
@@ -122,7 +134,8 @@ def versus(
     untied_C2 = right_C2[(right_C2 != 0.5).all(axis=1)]
     num_first_only = int((untied_C2[:, 0] > untied_C2[:, 1]).sum())
     num_second_only = int((untied_C2[:, 0] < untied_C2[:, 1]).sum())
-    p_value = exact_mcnemar(num_first_only, num_second_only)
+    first_C, second_C = right_C2.T
+    p_value = exact_mcnemar(int((first_C > second_C).sum()), int((first_C < second_C).sum()))
     difference = cluster_difference(first_G, second_G, clusters)
     is_independent = len(right_C2) == len(set(clusters))
     is_apart = p_value < LEVEL if is_independent else not difference.low <= 0 <= difference.high

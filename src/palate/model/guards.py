@@ -73,6 +73,13 @@ def check_repeats(name: str, model: RewardModel, pad_id: int) -> None:
     plan = padded_rows([*texts, texts[0]], PAD_WIDTHS[0], pad_id)
     first, again = (_read(model, plan) for _ in range(2))
     first_NV, spread_V = first.value_NV, first.spread_V
+    if not torch.isfinite(first_NV).all():
+        bad = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), "")
+        cause = f"its weight {bad} holds such numbers" if bad else "the body makes such numbers"
+        raise PalateError(
+            f"{name}: rewards are NaN or infinite: {cause}; get the checkpoint again, or load it in"
+            " float32"
+        )
     change = _largest(again.value_NV - first_NV, spread_V)
     if not change <= (0.0 if model.device.type == "cpu" else LIMIT_REPEAT):
         raise PalateError(

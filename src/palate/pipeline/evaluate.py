@@ -23,13 +23,26 @@ from palate.evaluation.battery import read_battery
 from palate.evaluation.benchmarks import Benchmark, read_benchmark, run_benchmark, write_items
 from palate.evaluation.benchmarks.items import BenchmarkResult
 from palate.evaluation.outcomes import Outcome, check_finite
-from palate.evaluation.verdict import SEVERITIES, EvaluationFinding
+from palate.evaluation.verdict import SEVERITIES, EvaluationFinding, worst_first
 from palate.evaluation.versus import Versus, versus
 from palate.model.checkpoint import Sidecar
 from palate.objectives import Ties
-from palate.pipeline.evaluate_checks import NOT_MADE, calibration_of, measure, run_checks
+from palate.pipeline.evaluate_checks import (
+    NOT_MADE,
+    calibration_of,
+    measure,
+    reference_findings,
+    run_checks,
+)
 from palate.pipeline.evaluate_config import NOWHERE
 from palate.pipeline.evaluate_config import EvaluateConfig as EvaluateConfig
+from palate.pipeline.evaluate_drift import (
+    OUTPUTS_LEDGER,
+    drift_findings,
+    drift_values,
+    drifted,
+    read_outputs,
+)
 from palate.pipeline.evaluate_rewards import REWARDS, against_earlier, line_of, read_rewards
 from palate.pipeline.evaluate_values import findings_of, values_of
 from palate.pipeline.guards import run_of, split_clusters
@@ -88,6 +101,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     directory holds an evaluation already."""
     directory = _directory(config)
     benchmarks = _read_ahead(config)
+    outputs = read_outputs(config.outputs, config.read.hub_split) if config.outputs else None
     scorer = _loaded(config)
     read, outcomes = _Read(rendered=(), ledger=Ledger(), num_elsewhere=0, num_rows_kept=0), []
     metrics: dict[str, Estimate] = {}
@@ -96,6 +110,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     compared: list[Versus] = []
     if config.data:
         read = _read(config, scorer)
+    drift = outputs and drifted(config.model, scorer, outputs, read.rendered)
     suite = _suite(config, scorer, benchmarks)
     if config.data:
         outcomes = outcomes_of(scorer, read.rendered)
@@ -110,6 +125,14 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         if config.baseline:
             compared.append(against_earlier(outcomes, Path(config.baseline)))
     findings = findings_of(metrics, calibration, checks, compared)
+    is_as_trained = not config.allow_changed and config.quantization == "none"
+    findings = worst_first(
+        [
+            *reference_findings(scorer, is_error=is_as_trained),
+            *findings,
+            *(drift_findings(drift) if drift else ()),
+        ]
+    )
     values = values_of(
         config.model,
         config.part,
@@ -121,12 +144,15 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         compared=compared,
         findings=findings,
         suite=suite,
+        drift=drift_values(drift) if drift else None,
         rows={"kept": read.num_rows_kept, "ledger": read.ledger.by_reason()},
         data_sha256=data_hashes(config.sources),
         log=read_log(run_of(config.model) / LOG),
     )
     if directory is not None:
         _write(directory, values, outcomes, suite, read.ledger)
+        if outputs is not None and outputs.ledger.entries:
+            outputs.ledger.write(directory / OUTPUTS_LEDGER)
         for name, benchmark in benchmarks.items():
             if benchmark.ledger.entries:
                 benchmark.ledger.write(directory / f"{name}-ledger.jsonl")
@@ -156,7 +182,7 @@ def _directory(config: EvaluateConfig) -> Path | None:
 
 
 def _loaded(config: EvaluateConfig) -> Scorer:
-    return load(
+    scorer = load(
         config.model,
         device=config.device,
         quantization=config.quantization,
@@ -165,6 +191,9 @@ def _loaded(config: EvaluateConfig) -> Scorer:
         trust_remote_code=config.trust_remote_code,
         length_calibration=config.length_calibration,
     )
+    if config.outputs:
+        scorer.fitted_trust()  # an error here, not after hours of scoring
+    return scorer
 
 
 def _read(config: EvaluateConfig, scorer: Scorer) -> _Read:

@@ -19,9 +19,10 @@ from palate.evaluation.probes import ProbeRun, run_probes
 from palate.evaluation.reliability import Reliability, reliability
 from palate.evaluation.score_texts import cutting, too_long
 from palate.evaluation.swapped import swap_prompts
+from palate.evaluation.verdict import EvaluationFinding
 from palate.objectives import Ties
 from palate.preferences import ScoringItem
-from palate.scoring.scorer import Scorer
+from palate.scoring.scorer import Scorer, changed_reference
 from palate.statistics import Estimate
 
 NUM_READ = 3
@@ -131,6 +132,24 @@ def run_checks(
         too_long=too_long(scorer),
     )
     return Checks(probes, battery, skipped)
+
+
+def reference_findings(scorer: Scorer, *, is_error: bool) -> list[EvaluationFinding]:
+    """Whether stored texts still get the rewards of the training. Loading refuses it too, unless
+    another template or other weights are allowed, or weights are rounded."""
+    changed = changed_reference(scorer)
+    if changed is None:
+        return []
+    return [
+        EvaluationFinding(
+            check="stored rewards",
+            severity="error" if is_error else "warn",
+            message=f"A text that is stored with the model scores {changed[0]:.3f}; at training it"
+            f" was {changed[1]:.3f}. Pooling, template, weights or their precision are others.",
+            statistic=changed[0],
+            threshold=changed[1],
+        )
+    ]
 
 
 def to_read(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The settings of `palate evaluate`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from palate.errors import PalateError
+from palate.evaluation.benchmarks.lengths import LengthPolicy
 from palate.evaluation.probe_sample import ProbeSettings
 from palate.model.quantization import Quantization
 from palate.preferences.settings import ReadSettings
@@ -29,11 +31,16 @@ class EvaluateConfig:
     interval, is an error."""
     suite: dict[str, str] = field(default_factory=dict)
     """Benchmarks by name, each with its file or hub id, such as `--suite.rewardbench FILE`."""
+    suite_lengths: LengthPolicy = field(default_factory=LengthPolicy)
+    """What becomes of benchmark items that are longer than the model's context."""
     quick: bool = False
     """Metrics and calibration alone: no probes, no battery, no swapped prompts."""
     battery: list[str] = field(default_factory=list)
     """JSONL files of further pairs (category, id, prompt, chosen, rejected) beside the built-in."""
     probes: ProbeSettings = field(default_factory=lambda: ProbeSettings(max_cost=1.2))
+    outputs: str = ""
+    """Answers of a policy (rows with `prompt` and `response`, as for `palate score`): how far they
+    drifted from the training data. For models with stored trust."""
     fail_on: Literal["error", "warn", "never"] = "never"
     """The exit code is 1 where a finding is as grave as this."""
     output: str = ""
@@ -60,15 +67,19 @@ class EvaluateConfig:
     read: ReadSettings = field(default_factory=ReadSettings)
 
     def __post_init__(self) -> None:
-        if not self.data and not self.suite:
-            raise PalateError("nothing to measure on: name preference files, or a --suite")
+        if not (self.data or self.suite or self.outputs):
+            raise PalateError(
+                "nothing to measure on: name preference files, a --suite or --outputs"
+            )
         if not self.data:
-            for name in ("versus", "baseline"):
-                if getattr(self, name):
+            for name in ("versus", "baseline", "battery", "part", "read"):
+                if getattr(self, name) not in ("", [], "all", ReadSettings()):
                     raise PalateError(f"{name} has no effect without preference files; name some")
         if self.quick and self.battery:
             raise PalateError("battery has no effect in a quick evaluation; leave one of them out")
-        if self.versus and self.versus == self.model:
+        if self.suite_lengths != LengthPolicy() and not self.suite:
+            raise PalateError("suite_lengths has no effect without a --suite; name one")
+        if self.versus and Path(self.versus) == Path(self.model):
             raise PalateError(f"versus is the model itself, {self.model}; name another")
 
     @property

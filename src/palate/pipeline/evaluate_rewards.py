@@ -11,6 +11,7 @@ from palate.artifacts.files import describe_os_error, sha256_json
 from palate.errors import PalateError
 from palate.evaluation.outcomes import Outcome
 from palate.evaluation.versus import Versus, versus
+from palate.text import plural
 
 REWARDS = "rewards.jsonl"
 NAMES = ("this evaluation", "the earlier one")
@@ -38,32 +39,63 @@ def content_hash(outcome: Outcome) -> str:
 
 
 def against_earlier(outcomes: Sequence[Outcome], directory: Path) -> Versus:
-    """The same comparisons with the rewards of an earlier evaluation. Raises PalateError where its
-    rewards can't be read or are of other prompts and answers."""
-    stored = _read(directory / REWARDS)
-    pairs = [(o, stored[key]) for o in outcomes if (key := content_hash(o)) in stored]
+    """The same comparisons with the rewards of an earlier evaluation; prompts that only one of the
+    two has are counted in its remark. Raises PalateError where its rewards can't be read or are of
+    other prompts and answers."""
+    stored = read_rewards(directory)
+    num_stored = sum(map(len, stored.values()))
+    pairs: list[tuple[Outcome, np.ndarray]] = []
+    for outcome in outcomes:
+        waiting = stored.get(content_hash(outcome))
+        if not waiting:
+            continue
+        reward_N = waiting.pop(0)  # a prompt that stands twice: in the order of the file
+        if len(reward_N) != len(outcome.reward_N):
+            raise PalateError(
+                f"{directory / REWARDS}: {len(reward_N)} rewards for the"
+                f" {len(outcome.reward_N)} answers of {outcome.group.group.file}:"
+                f"{outcome.group.group.line}; run the earlier evaluation again"
+            )
+        pairs.append((outcome, reward_N))
     if not pairs:
         raise PalateError(
-            f"{directory}: none of its {len(stored)} prompts is among these {len(outcomes)}; name"
+            f"{directory}: none of its {num_stored} prompts is among these {len(outcomes)}; name"
             " an evaluation on the same data, with the same lengths"
         )
-    return versus(
+    found = versus(
         [outcome for outcome, _ in pairs],
         [replace(outcome, reward_N=reward_N) for outcome, reward_N in pairs],
         NAMES,
     )
+    alone = zip(NAMES, (len(outcomes) - len(pairs), num_stored - len(pairs)), strict=True)
+    said = [f"{plural(number, 'prompt')} of {name}" for name, number in alone if number]
+    return replace(found, remark=f"Only one has {' and '.join(said)}." if said else "")
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_rewards(directory: Path) -> dict[str, list[np.ndarray]]:
+    """Rewards of an evaluation's prompts, by the hash of what was scored. Raises PalateError, with
+    file and line, for what is no evaluation's."""
+    path = directory / REWARDS
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise PalateError(
+            f"{path}: no such file; name the --output of an earlier palate evaluate on preferences"
+        ) from error
     except OSError as error:
         raise describe_os_error(error, path, "read") from error
-    found = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    except UnicodeDecodeError as error:
+        message = f"{path}: not UTF-8 ({error}); run the earlier evaluation again"
+        raise PalateError(message) from error
+    found: dict[str, list[np.ndarray]] = {}
+    # Texts may hold characters that splitlines takes for the end of one.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
             values = json.loads(line)
-            found[values["content_sha256"]] = np.array(values["rewards"], dtype=np.float32)
+            reward_N = np.array(values["rewards"], dtype=np.float32)
+            if reward_N.ndim != 1 or not np.isfinite(reward_N).all():
+                raise ValueError(f"rewards are {values['rewards']!r:.40}, no list of numbers")
+            found.setdefault(values["content_sha256"], []).append(reward_N)
         except (ValueError, KeyError, TypeError) as error:
             raise PalateError(
                 f"{path}:{number}: no line of rewards ({error}); run the earlier evaluation again"

@@ -45,7 +45,7 @@ def findings_of(
     if checks.battery is not None:
         found += battery_findings(checks.battery)
     if checks.probes is not None:
-        found += probe_findings(checks.probes.outcomes)
+        found += probe_findings(checks.probes.outcomes, checks.probes.skipped)
     if calibration is not None:
         judged, source = calibration
         ece = judged.measures[ECE_MASS]
@@ -102,6 +102,7 @@ def values_of(
     rows: Mapping[str, Any],
     data_sha256: Mapping[str, str],
     log: Sequence[Mapping[str, Any]] = (),
+    drift: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything, as it goes to evaluation.json; `log` is that of the training."""
     return {
@@ -120,6 +121,7 @@ def values_of(
         "probes": [] if checks.probes is None else _probes(checks.probes),
         "probe_sample": None if checks.probes is None else _sample(checks.probes),
         "battery": None if checks.battery is None else _battery(checks.battery),
+        "drift": drift,
         "suite": {name: result.as_json() for name, result in suite.items()},
         "training": [_logged(entry) for entry in log],
         "reading": to_read(outcomes),

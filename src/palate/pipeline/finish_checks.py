@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from palate.artifacts.rundir import without_folders
 from palate.errors import PalateError
 from palate.evaluation.battery import BatteryResult
 from palate.evaluation.metrics import Outcome
@@ -62,7 +63,7 @@ def tell(
     checks = Checks(None, result, skipped)
     findings = findings_of(metrics, calibration, checks, ())
     evaluation = values_of(
-        config.model,
+        without_folders(config.model),
         measured_on,
         scorer,
         outcomes,
@@ -73,7 +74,7 @@ def tell(
         findings=findings,
         suite={},
         rows={"kept": prepared.num_rows, "ledger": prepared.ledger.by_reason()},
-        data_sha256=prepared.data_sha256,
+        data_sha256=without_folders(prepared.data_sha256),
         log=log,
     )
     return Told(evaluation=evaluation, card={**card, "verdict": evaluation["verdict"]})

@@ -3,7 +3,8 @@
 Three files grow row by row: `tokens.u32` (ids of all answers with their prompts, one after another,
 big-endian, so that the order of the bytes is the order of the ids), `ends.u64` (where each answer
 ends there, in tokens) and `rows.jsonl` (each row with what is known of its answers but rewards).
-`rewards.f32` has a place for each answer. The other numbers are little-endian.
+`rewards.f32`, and `distances.f32` where support is asked for, have a place for each answer. The
+other numbers are little-endian.
 
 Legend: A answers.
 """
@@ -19,7 +20,8 @@ from typing import IO
 
 import numpy as np
 
-from palate.pipeline.score_progress import ENDS, REWARDS, ROWS, TOKENS, Progress
+from palate.model.support import Trust
+from palate.pipeline.score_progress import DISTANCES, ENDS, REWARDS, ROWS, TOKENS, Progress
 from palate.pipeline.score_rows import PendingRow, ScoredRow
 
 Ids = tuple[int, ...]
@@ -72,25 +74,29 @@ class AnswerStore:
         return self._tokens[start : int(self.end_A[place])]
 
 
-def write_rewards(
-    directory: Path, places: Sequence[int], reward_A: np.ndarray, num_answers: int
-) -> None:
-    """Write float32 rewards to the places of their answers; on the disk when this returns."""
+def write_values(path: Path, places: Sequence[int], value_A: np.ndarray, num_answers: int) -> None:
+    """Write float32 rewards or distances to the places of their answers; on the disk when this
+    returns."""
     # Not through a mapped array: a full disk would end the process instead of raising an error.
-    with opened(directory / REWARDS, 4 * num_answers) as handle:
-        for place, reward in zip(places, reward_A.astype("<f4"), strict=True):
-            os.pwrite(handle.fileno(), reward.tobytes(), 4 * place)
+    with opened(path, 4 * num_answers) as handle:
+        for place, value in zip(places, value_A.astype("<f4"), strict=True):
+            os.pwrite(handle.fileno(), value.tobytes(), 4 * place)
 
 
-def read_rows(directory: Path, progress: Progress) -> Iterator[tuple[ScoredRow, slice]]:
+def read_rows(
+    directory: Path, progress: Progress, trust: Trust | None
+) -> Iterator[tuple[ScoredRow, slice]]:
     """All rows in the order of the input, and the places of their answers that have a reward."""
+    num_distances = 0 if trust is None else progress.num_answers
     reward_A = mapped(directory / REWARDS, "<f4", progress.num_answers)
+    distance_A = mapped(directory / DISTANCES, "<f4", num_distances)
     place = 0
     with open(directory / ROWS, "rb") as handle:
         for line in islice(handle, progress.num_rows):
             record = json.loads(line)
             places = slice(place, place + sum(record["is_known"]))
-            yield ScoredRow.of_record(record, reward_A[places].tolist()), places
+            rewards, distances = reward_A[places].tolist(), distance_A[places].tolist()
+            yield ScoredRow.of_record(record, rewards, distances, trust), places
             place = places.stop
 
 

@@ -20,7 +20,13 @@ from palate.pipeline.score_progress import (
     forget,
     partial_directory,
 )
-from palate.pipeline.score_rows import PendingRow, prepare_row, rows_in_order
+from palate.pipeline.score_rows import (
+    REWARD_FIELDS,
+    SUPPORT_FIELDS,
+    PendingRow,
+    prepare_row,
+    rows_in_order,
+)
 from palate.pipeline.score_stages import render, score, score_in_memory, write
 from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, Scorer, load
 
@@ -41,6 +47,10 @@ class ScoreConfig:
     .jsonl .json .csv .parquet, plain or .gz, or a hub data set id."""
     output: str
     """.jsonl or .parquet; each input row in its place, with `reward` (or `rewards`) and `error`."""
+    support: bool = False
+    """Also `support_distance` from the training data and `support_beyond`, the share of reference
+    answers that lie nearer (0, 0.5, 0.9, 0.95 or 0.99); `support_distances` and `support_beyonds`
+    beside `rewards`. For models with stored trust."""
     overlong: Literal["checkpoint", "cut"] = "checkpoint"
     """A response over the limit: as the checkpoint says (usually an error in its row), or cut."""
     tokens_per_microbatch: int = DEFAULT_TOKENS_PER_MICROBATCH
@@ -91,8 +101,9 @@ def score_file(
     and a few hundred MiB. `on_step` hears of each step that a kill no longer undoes: rows rendered,
     answers scored, rows written so far.
 
-    Raises PalateError when `OUTPUT.partial` belongs to another model or other data, and for a full
-    disk and the like, with the name of the file.
+    Raises PalateError when `OUTPUT.partial` belongs to another model or other data, where support
+    is asked for and the model has none, and for a full disk and the like, with the name of the
+    file.
     """
     scorer = load(
         config.model,
@@ -105,14 +116,15 @@ def score_file(
     )
     if config.overlong == "cut":
         scorer.renderer.lengths = replace(scorer.renderer.lengths, overlong="cut")
+    trust = scorer.fitted_trust() if config.support else None
     directory = partial_directory(config.output)
-    progress = claim(directory, _identity(config, scorer))
+    progress = claim(directory, Progress(_identity(config, scorer), with_support=config.support))
     num_scored_before = progress.num_scored
     num_resumed = 0
     try:
         only_chunk, chunks = _peeked(_chunks(config, scorer, progress))
         if only_chunk and progress.num_rows == 0:
-            progress = score_in_memory(directory, scorer, only_chunk, progress)
+            progress = score_in_memory(directory, scorer, only_chunk, progress, trust)
         else:
             for done in render(directory, chunks, progress):
                 progress = done
@@ -120,7 +132,7 @@ def score_file(
             for done in score(directory, scorer, progress):
                 progress = done
                 on_step("score", done.num_scored)
-            num_resumed = write(directory, progress, num_scored_before)
+            num_resumed = write(directory, progress, num_scored_before, trust)
         on_step("write", progress.num_rows)
         _publish(directory / SCORED, config.output)
     except OSError as error:
@@ -150,6 +162,7 @@ def _identity(config: ScoreConfig, scorer: Scorer) -> str:
             config.quantization,
             # Fitted anew it is another one.
             asdict(scorer.length_correction) if scorer.length_correction else None,
+            scorer.sidecar.trust if config.support and scorer.sidecar else None,
             config.data,
             [stat.st_size, stat.st_mtime_ns] if stat else config.hub_split,
         ]
@@ -163,7 +176,9 @@ def _chunks(config: ScoreConfig, scorer: Scorer, done: Progress) -> Iterator[lis
     budget = MICROBATCHES_PER_CHUNK * config.tokens_per_microbatch
     chunk: list[PendingRow] = []
     num_tokens = 0
-    for row in islice(rows_in_order(config.data, config.hub_split), done.num_rows, None):
+    written = (*REWARD_FIELDS, *SUPPORT_FIELDS) if config.support else REWARD_FIELDS
+    rows = rows_in_order(config.data, config.hub_split, written)
+    for row in islice(rows, done.num_rows, None):
         chunk.append(prepare_row(row, scorer))
         num_tokens += sum(len(ids) for ids in chunk[-1].ids if ids is not None)
         if num_tokens >= budget or len(chunk) >= MAX_ROWS_PER_CHUNK:

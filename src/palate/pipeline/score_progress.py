@@ -10,7 +10,8 @@ from palate.artifacts.files import describe_os_error, write_json
 from palate.errors import PalateError
 
 TOKENS, ENDS, ROWS = "tokens.u32", "ends.u64", "rows.jsonl"
-ORDER, REWARDS, SCORED = "order.u64", "rewards.f32", "scored.jsonl"
+ORDER, SCORED = "order.u64", "scored.jsonl"
+REWARDS, DISTANCES = "rewards.f32", "distances.f32"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Progress:
 
     identity: str
     """Hash of model, rendering and input."""
+    with_support: bool = False
+    """Whether support distances are written beside the rewards."""
     num_rows: int = 0
     """Rows rendered, in the order of the input."""
     num_errors: int = 0
@@ -72,8 +75,9 @@ def discard(directory: Path) -> None:
     _owner(directory).unlink(missing_ok=True)
 
 
-def claim(directory: Path, identity: str) -> Progress:
-    """What a run with this identity has finished already; an empty directory where it has nothing.
+def claim(directory: Path, new: Progress) -> Progress:
+    """What a run with the identity of `new` has finished already; `new` with an empty directory
+    where it has nothing.
 
     Raises PalateError when the directory belongs to another model or other data, holds less than
     was recorded, or was not made by `palate score`.
@@ -85,7 +89,7 @@ def claim(directory: Path, identity: str) -> Progress:
         if directory.exists():
             progress = _read(owner, directory)
             if progress.num_rows:
-                if progress.identity != identity:
+                if progress.identity != new.identity:
                     raise PalateError(
                         f"{directory}: left by a run with another model or other data; remove it to"
                         " start anew"
@@ -94,9 +98,9 @@ def claim(directory: Path, identity: str) -> Progress:
                 return progress
             shutil.rmtree(directory)
         # In this order, so that there is never a directory without a name to it.
-        save(directory, Progress(identity))
+        save(directory, new)
         directory.mkdir()
-        return Progress(identity)
+        return new
     except OSError as error:
         raise describe_os_error(error, directory, "write") from error
 
@@ -118,6 +122,8 @@ def _check_sizes(directory: Path, progress: Progress) -> None:
     }
     if progress.num_scored:
         sizes |= {ORDER: 8 * progress.num_answers, REWARDS: 4 * progress.num_answers}
+        if progress.with_support:
+            sizes[DISTANCES] = 4 * progress.num_answers
     for name, num_bytes in sizes.items():
         path = directory / name
         if num_bytes and (not path.exists() or path.stat().st_size < num_bytes):

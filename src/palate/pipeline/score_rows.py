@@ -1,18 +1,20 @@
 """Rows to score: which answers a row holds, and their token ids."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
+from palate.model.support import Trust
 from palate.preferences.files.rows import iter_rows
 from palate.preferences.formats.fields import Row, common_fields, messages_of, require, text_of
 from palate.preferences.types import Response, ScoringItem
 from palate.scoring.scorer import Scorer
 
-OUTPUT_FIELDS = ("reward", "rewards", "error")
+REWARD_FIELDS = ("reward", "rewards", "error")
+SUPPORT_FIELDS = ("support_distance", "support_distances", "support_beyond", "support_beyonds")
 
 
 @dataclass
@@ -40,41 +42,65 @@ class PendingRow:
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """An input row with its rewards, null for an answer that has none."""
+    """An input row with what was found of its answers."""
 
     row: dict[str, Any]
-    rewards: list[float | None]
+    values: dict[str, list[float | None]]
+    """`reward`, on request `support_distance` and `support_beyond`: a value for each answer, null
+    where it has none."""
     error: str | None
     is_list: bool
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any], rewards: Iterable[float]) -> "ScoredRow":
-        """`rewards` are those of the row's answers that have ids, in their order."""
-        known = iter(rewards)
-        taken = record["taken"] or [0.0] * len(record["is_known"])
-        values = [
-            next(known) - part if is_known else None
-            for is_known, part in zip(record["is_known"], taken, strict=True)
-        ]
+    def of_record(
+        cls,
+        record: Mapping[str, Any],
+        rewards: Iterable[float],
+        distances: Iterable[float],
+        trust: Trust | None,
+    ) -> "ScoredRow":
+        """`rewards`, and with `trust` the `distances`, are those of the row's answers that have
+        ids, in their order."""
+        is_known = record["is_known"]
+        taken = record["taken"] or [0.0] * len(is_known)
+        rewards = iter(rewards)
+        values: dict[str, list[float | None]] = {
+            "reward": [
+                next(rewards) - part if known else None
+                for known, part in zip(is_known, taken, strict=True)
+            ]
+        }
+        if trust is not None:
+            distances = iter(distances)
+            found = [next(distances) if known else None for known in is_known]
+            values["support_distance"] = [*found]
+            values["support_beyond"] = [None if d is None else trust.beyond(d) for d in found]
         return cls(record["row"], values, record["error"], record["is_list"])
 
     def line(self) -> str:
-        """The row as a line of JSON, with `reward` (or `rewards`) and `error`."""
-        name = "rewards" if self.is_list else "reward"
-        value = self.rewards if self.is_list else self.rewards[0]
+        """The row as a line of JSON, with `reward` (or `rewards`) and the like, and `error`."""
+        written = {
+            f"{name}s" if self.is_list else name: value if self.is_list else value[0]
+            for name, value in self.values.items()
+        }
         # Dates and decimals of a Parquet file are written as text.
-        return json.dumps({**self.row, name: value, "error": self.error}, default=str) + "\n"
+        return json.dumps({**self.row, **written, "error": self.error}, default=str) + "\n"
 
 
-def rows_in_order(source: str, hub_split: str) -> Iterator[dict[str, Any] | str]:
-    """Input rows, and in their places the complaint about those that can't be parsed."""
+def rows_in_order(
+    source: str, hub_split: str, output_fields: Collection[str]
+) -> Iterator[dict[str, Any] | str]:
+    """Input rows, and in their places the complaint about those that can't be parsed.
+
+    Raises PalateError for a row that has one of `output_fields`.
+    """
     ledger = Ledger()
     num_seen = 0
     for line, row in iter_rows(source, ledger, hub_split):
         for entry in ledger.entries[num_seen:]:
             yield f"line {entry.line}: {entry.reason}: {entry.detail}"
         num_seen = len(ledger.entries)
-        taken = [name for name in OUTPUT_FIELDS if name in row]
+        taken = [name for name in output_fields if name in row]
         if taken:
             raise PalateError(
                 f"{source}: line {line} has a field {taken[0]!r} already, which scoring writes;"
@@ -90,19 +116,14 @@ def prepare_row(row: dict[str, Any] | str, scorer: Scorer) -> PendingRow:
     if isinstance(row, str):
         return PendingRow({}, [None], [row], is_list=False)
     try:
-        prompt, answers, is_list = _prompt_and_answers(row)
-        fields = common_fields(row, ())
+        items, is_list = items_of_row(row)
     except PalateError as error:
         return PendingRow(row, [None], [str(error)], is_list=False)
     pending = PendingRow(row, [], [], is_list)
-    for index, answer in enumerate(answers):
+    for index, item in enumerate(items):
         try:
-            item = ScoringItem(
-                messages_of(prompt, "prompt"),
-                _response(answer),
-                fields["tools"],
-                fields["template_arguments"],
-            )
+            if isinstance(item, PalateError):
+                raise item
             ids, num_cut = scorer.render(item)
         except PalateError as error:
             pending.ids.append(None)
@@ -116,6 +137,25 @@ def prepare_row(row: dict[str, Any] | str, scorer: Scorer) -> PendingRow:
         if scorer.length_correction is not None:
             pending.taken.append(taken)
     return pending
+
+
+def items_of_row(row: Row) -> tuple[list[ScoringItem | PalateError], bool]:
+    """What is to be scored of a row, for each answer its item or what is wrong with it; and whether
+    the row has a list of them.
+
+    Raises PalateError for a row without prompt or answers, or with fields of a wrong type.
+    """
+    prompt, answers, is_list = _prompt_and_answers(row)
+    fields = common_fields(row, ())
+    items: list[ScoringItem | PalateError] = []
+    for answer in answers:
+        try:
+            messages, response = messages_of(prompt, "prompt"), _response(answer)
+            given = (fields["tools"], fields["template_arguments"])
+            items.append(ScoringItem(messages, response, *given))
+        except PalateError as error:
+            items.append(error)
+    return items, is_list
 
 
 def _response(answer: Any) -> Response:

@@ -58,6 +58,7 @@ def _sections(values: Values) -> Iterator[Section | None]:
     yield _strata(values)
     yield _probes(values)
     yield _battery(values.get("battery"))
+    yield _drift(values.get("drift"))
     yield from _suite(values["suite"])
     yield from training_section(values.get("training") or ())
     yield from _reading(values["reading"])
@@ -196,7 +197,8 @@ def _probes(values: Values) -> Section | None:
         tables=[Table(headings=headings, rows=rows, numbers=frozenset({4, 5}))],
         quotes=[
             Quote(
-                about=f"{p['name']}: {p['reason']} The worst, {example['file']}:{example['line']}:",
+                about=f"{p['name']}: {p['reason']}."
+                f" The worst, {example['file']}:{example['line']}:",
                 texts=[
                     (f"wins by {number(example['beyond'])}", example["text"]),
                     ("should have won", example["rival"]),
@@ -248,6 +250,37 @@ def _battery(battery: Values | None) -> Section | None:
         else (),
         note="These pairs are easy on purpose: a category that fails says that something is broken"
         " or was never learned, not that the model is a little weaker.",
+    )
+
+
+def _drift(drift: Values | None) -> Section | None:
+    if drift is None:
+        return None
+    rows = [
+        (
+            (f["verdict"], f["verdict"]),
+            f["name"],
+            _interval(f),
+            number(f["expected"]),
+            number(f["warn"]),
+            "never" if f["fail"] is None else number(f["fail"]),
+            f["message"],
+        )
+        for f in drift["findings"]
+    ]
+    skipped = "".join(f" Not made: {name} ({why})." for name, why in drift["skipped"].items())
+    left_out = "".join(f" Left out: {why} {count}." for why, count in drift["left_out"].items())
+    better = plural(drift["num_reference"], "better answer") if drift["num_reference"] else ""
+    headings = ("", "number", "value", "without drift", "warns above", "fails above", "finding")
+    return Section(
+        title="How far a policy's answers have drifted",
+        text=f"{plural(drift['num_answers'], 'answer')} to {plural(drift['num_prompts'], 'prompt')}"
+        f" of {drift['file']}, held against the training data"
+        f"{f' and {better} of the evaluation data' if better else ''}.",
+        tables=[Table(headings=headings, rows=rows, numbers=frozenset({2, 3, 4, 5}))],
+        note="A shift warns either way, and a ratio below 1 over its limit too; a verdict needs an"
+        " interval that leaves out what chance makes of it. Answers like those of the training may"
+        f" be wrong all the same.{skipped}{left_out}",
     )
 
 
@@ -337,7 +370,11 @@ def _rows(ledger: Mapping[str, int]) -> list[Section]:
 
 
 def _protocol(values: Values) -> Section:
-    rows = [(name, str(value)) for name, value in values["protocol"].items()]
+    rows = [
+        (f"{name}: {part}" if part else name, str(found))
+        for name, value in values["protocol"].items()
+        for part, found in (value.items() if isinstance(value, Mapping) else [("", value)])
+    ]
     return Section(
         title="Protocol",
         text="What is needed to compute the same numbers again.",

@@ -26,7 +26,8 @@ def as_text(values: Mapping[str, Any], width: int) -> str:
         for score, found in result["scores"].items():
             value, longer = found["value"], found["longer_wins"]
             lines.append(f"  {score:<38} {_estimate(value)}, longer wins {number(longer['value'])}")
-        lines += [f"  {note}" for note in result["notes"]]
+        for note in result["notes"]:
+            lines += textwrap.wrap(note, width, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines).strip("\n")
 
 

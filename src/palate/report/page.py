@@ -59,8 +59,7 @@ details { margin: .6rem 0; } summary { cursor: pointer; }
   :root { color-scheme: light; --text: #222; --soft: #5a5a5a; --page: #fff; --rule: #ddd;
     --box: #f4f4f4; --ink: #1a4fa3; --bad: #b3261e; --axis: #bbb; --grid: #e2e2e2; --mark: #888; }
   body { margin: 0; max-width: none; font-size: 11pt; } tr, figure, li { break-inside: avoid; }
-  h2, h3 { break-after: avoid; } details::details-content { content-visibility: visible; }
-  q { max-height: none; }
+  h2, h3, h2 + p { break-after: avoid; } q { max-height: none; }
 }
 """
 
@@ -98,7 +97,7 @@ class Section:
     note: str = ""
     """Said in small letters at the end: how to read it."""
     folded: Sequence[Table] = field(default_factory=tuple)
-    """Tables that are shown when asked for."""
+    """Tables that are shown when asked for; on paper only their number of rows is."""
 
 
 _TABLE = """{% macro table(t) %}<div class="wide"><table><thead><tr>

@@ -127,12 +127,7 @@ class Scorer:
     def score_items_with_support(self, items: Sequence[ScoringItem]) -> list[Supported]:
         """`score_with_support` of many items, in their order, at the price of `score_items`."""
         trust = self.fitted_trust()
-
-        def reward_and_distance(hidden_ND: Tensor) -> Tensor:
-            distance_N = torch.from_numpy(trust.distances(hidden_ND.cpu().numpy()))
-            return torch.stack([self.model.reward_of(hidden_ND).cpu().double(), distance_N], dim=1)
-
-        value_N2 = self.read_ids([self.render(item)[0] for item in items], reward_and_distance)
+        value_N2 = self.score_ids_with_support([self.render(item)[0] for item in items])
         rewards = self._length_corrected(items, value_N2[:, 0].tolist())
         return [
             Supported(reward, distance, trust.beyond(distance))
@@ -197,6 +192,20 @@ class Scorer:
         """
         rewards: list[float] = self.read_ids(sequences, self.model.reward_of).tolist()
         return rewards
+
+    def score_ids_with_support(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """The rewards of `score_ids`, to the last bit, and beside them the support distances; N 2,
+        float64.
+
+        Raises PalateError where trust was not fitted, or the model is loaded otherwise than it was.
+        """
+        trust = self.fitted_trust()
+
+        def reward_and_distance(hidden_ND: Tensor) -> Tensor:
+            distance_N = torch.from_numpy(trust.distances(hidden_ND.cpu().numpy()))
+            return torch.stack([self.model.reward_of(hidden_ND).cpu().double(), distance_N], dim=1)
+
+        return self.read_ids(sequences, reward_and_distance)
 
     def read_ids(self, sequences: Sequence[Sequence[int]], take: Take) -> np.ndarray:
         """What `take` keeps of the sequences' pooled states, in their order (N, or N V)."""
@@ -290,7 +299,7 @@ def load(
     if sidecar is not None:
         # Another template or tokenizer gives other rewards, so then they can't be compared.
         if not allowed and quantization == "none":
-            _check_references(str(name), scorer, sidecar)
+            _check_references(str(name), scorer)
     elif allowed:
         raise PalateError(f"allow_changed has no effect: {name} has no {SIDECAR} to differ from")
     if sidecar is not None:
@@ -314,13 +323,23 @@ def _find_device(name: str) -> torch.device:
         raise PalateError(f"device {name!r} is not on this machine: {reason}; use auto") from error
 
 
-def _check_references(name: str, scorer: Scorer, sidecar: Sidecar) -> None:
+def changed_reference(scorer: Scorer) -> tuple[float, float] | None:
+    """Rewards, now and at training, of the first stored text on which they differ by more than the
+    dtype's rounding; None where all agree or none are stored."""
     limit = tolerance(scorer.model)
-    for stored in sidecar.reference_scores:
-        reward = scorer.score(stored["prompt"], stored["response"])
+    for stored in scorer.sidecar.reference_scores if scorer.sidecar else ():
+        item = scoring_item(stored["prompt"], stored["response"])
+        (reward,) = scorer.score_ids([scorer.render(item)[0]])
         if not abs(reward - stored["reward"]) <= limit * max(1.0, abs(stored["reward"])):
-            raise PalateError(
-                f"{name}: a stored text scores {reward:.4f}, at training it was"
-                f" {stored['reward']:.4f}: weights or libraries changed. Restore the files, or"
-                " allow it with allow_changed weights"
-            )
+            return reward, float(stored["reward"])
+    return None
+
+
+def _check_references(name: str, scorer: Scorer) -> None:
+    changed = changed_reference(scorer)
+    if changed is not None:
+        raise PalateError(
+            f"{name}: a stored text scores {changed[0]:.4f}, at training it was {changed[1]:.4f}:"
+            " weights or libraries changed. Restore the files, or allow it with allow_changed"
+            " weights"
+        )

@@ -41,6 +41,12 @@ class BenchmarkItem:
         """File and line, with the id, for messages."""
         return f"{place(self.file, self.line)} (item {self.id})"
 
+    @property
+    def must_tie(self) -> bool:
+        """Whether an answer that should win has the text of one that should lose to it."""
+        texts = [response.text for response in self.responses]
+        return any(texts[c.better] == texts[c.worse] for c in self.comparisons)
+
     def scoring_items(self) -> list[ScoringItem]:
         """One for each answer, in order."""
         return [

@@ -59,7 +59,7 @@ def fitted(
 
     The prompt loses its oldest turns, then the start of its last one, as much as the longest answer
     needs; all answers follow the same prompt. Raises PalateError, naming the item, for an answer
-    that is over-long under the policy `error`.
+    that is over-long under the policy `error`, and where the template refuses the item.
     """
     whole, _, num_prompt = _rendered(renderer, item, _ENDLESS, _ENDLESS)
     longest = max(map(len, whole))
@@ -82,7 +82,7 @@ def fitted(
         raise PalateError(
             f"{item.where}: its longest answer has {longest - num_prompt} tokens, the context"
             f" {limit}, of which the prompt needs {least}. Leave such items out or cut them"
-            " (overlong leave_out or cut), which the result then states"
+            " (--suite_lengths.overlong leave_out or cut), which the result then states"
         )
     return None if policy.overlong == "leave_out" else _cut(renderer, item, limit, least)
 
@@ -103,8 +103,12 @@ def _rendered(
         max_prompt_tokens=max_prompt, max_response_tokens=max_response, overlong="cut"
     )
     rest = (item.tools, item.template_arguments)
-    prompt, prompt_ids, num_cut = within.fitted_prompt(item.prompt, *rest)
-    ids = [
-        within.response_ids(prompt, response, prompt_ids, *rest)[0] for response in item.responses
-    ]
+    try:
+        prompt, prompt_ids, num_cut = within.fitted_prompt(item.prompt, *rest)
+        ids = [
+            within.response_ids(prompt, response, prompt_ids, *rest)[0]
+            for response in item.responses
+        ]
+    except PalateError as error:
+        raise PalateError(f"{item.where}: {error}", error.reason) from error
     return tuple(ids), num_cut, len(prompt_ids)

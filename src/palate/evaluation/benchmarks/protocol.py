@@ -11,6 +11,8 @@ from palate.evaluation.benchmarks.reading import DEFINITIONS
 from palate.model.checkpoint import weights_hash
 from palate.scoring.scorer import Scorer
 
+NUM_MUST_TIE = "num_items_with_one_text_as_both"
+
 
 def protocol_of_data(benchmark: Benchmark) -> dict[str, Any]:
     """Which benchmark, by which version of its rules, on which data."""
@@ -19,18 +21,24 @@ def protocol_of_data(benchmark: Benchmark) -> dict[str, Any]:
         "scorer_version": DEFINITIONS[benchmark.name].version,
         "data_sha256": dict(benchmark.data_sha256),
         "items_sha256": hash_of_items([item.content_sha256 for item in benchmark.items]),
+        NUM_MUST_TIE: sum(item.must_tie for item in benchmark.items),
         "versions": versions(),
     }
 
 
-def protocol_of_model(scorer: Scorer, name: str, policy: LengthPolicy) -> dict[str, Any]:
-    """Which model, how it was loaded, and how texts became token ids."""
+def protocol_of_model(
+    scorer: Scorer, name: str, policy: LengthPolicy, directory: str = ""
+) -> dict[str, Any]:
+    """Which model, how it was loaded, and how texts became token ids.
+
+    `directory` is where it was loaded from, if `name` does not say that.
+    """
     model = scorer.model
     fingerprint: dict[str, Any] = scorer.renderer.fingerprint()
     if scorer.sidecar is not None:
         fingerprint["weights"] = scorer.sidecar.fingerprint.get("weights")
-    elif name:
-        fingerprint["weights"] = weights_hash(model_directory(name)) or None
+    elif directory or name:
+        fingerprint["weights"] = weights_hash(model_directory(directory or name)) or None
     return {
         "model": name,
         "fingerprint": fingerprint,

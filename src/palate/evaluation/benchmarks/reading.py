@@ -1,8 +1,9 @@
 """Files and hub data sets of benchmarks to items."""
 
+import difflib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from palate.evaluation.benchmarks.rewardbench import REWARDBENCH
 from palate.evaluation.benchmarks.rewardbench2 import REWARDBENCH2
 from palate.evaluation.benchmarks.rm_bench import RM_BENCH
 from palate.preferences import ReadSettings
-from palate.preferences.files.rows import SUFFIXES, iter_rows
+from palate.preferences.files.rows import NOT_FROM_HUB, SUFFIXES, iter_rows
 from palate.preferences.formats.detect import detect_format
 from palate.preferences.formats.fields import Row, field_names
 from palate.preferences.readers import NUM_ROWS_TO_DETECT
@@ -45,6 +46,7 @@ HUB_SPLITS = {
 """The split that published numbers are of."""
 CANT_BE_SCORED = ("empty response", "empty prompt", "invalid Unicode", TIE_VOTE)
 """Reasons that leave a row out, counted; any other stops the reading."""
+_NO_MODEL = "a model that its response_model does not name"
 _PPE_FIELDS = ("prompt", "response_1", "response_2", "winner")
 
 
@@ -63,15 +65,33 @@ def read_benchmark(
 
     Raises PalateError, naming file and line, for a row that can't be read, without a field or with
     an unknown subset, for a subset of more items than were published (another version), and where
-    no item is left. Rows with an empty prompt or answer or without a winner go to the ledger.
+    no item is left. Rows with an empty prompt or answer or without a winner go to the ledger, as do
+    all rows of a preference file that can't be used.
     """
-    paths = _paths(source)
     if name is not None and name not in DEFINITIONS:
-        raise PalateError(f"benchmark {name!r} is none of {', '.join(DEFINITIONS)}")
+        near = difflib.get_close_matches(name, DEFINITIONS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise PalateError(f"benchmark {name!r} is none of {', '.join(DEFINITIONS)}{hint}")
+    paths = _paths(source)
     splits = {path: split or HUB_SPLITS.get(path, settings.hub_split) for path in paths}
     for path in paths:
         if split and os.path.exists(path):
             raise PalateError(f"split {split!r} has no effect: {path} is a file")
+    try:
+        return _read(paths, splits, name, settings)
+    except PalateError as error:
+        if error.reason != NOT_FROM_HUB:
+            raise
+        path = next(path for path in paths if not os.path.exists(path))
+        raise PalateError(
+            f"{error}. Or save it where the hub can be reached, datasets.load_dataset({path!r},"
+            f" split={splits[path]!r}).to_json('benchmark.jsonl'), and name that file"
+        ) from error
+
+
+def _read(
+    paths: Sequence[str], splits: Mapping[str, str], name: str | None, settings: ReadSettings
+) -> Benchmark:
     definition = DEFINITIONS[name or _detected(paths[0], splits[paths[0]])]
     if definition is PREFERENCES:
         chosen = replace(settings, hub_split=splits[paths[0]])
@@ -100,6 +120,8 @@ def _paths(source: str | Path | Sequence[str | Path]) -> list[str]:
     sources = [source] if isinstance(source, str | Path) else list(source)
     paths: list[str] = []
     for path in sources:
+        if not str(path):
+            raise PalateError("a benchmark's file has an empty name; name a file or a hub data set")
         if not os.path.isdir(path):
             paths.append(str(path))
             continue
@@ -147,12 +169,14 @@ def _items(
                 ledger.add(path, line, "row", error.reason, str(error), str(row.get("id") or ""))
                 num_damaged += 1
                 continue
+            # What names the missing field lists those that are there.
+            found = "" if error.reason == "missing field" else f"; this one has {field_names(row)}"
             raise PalateError(
                 f"{where}: not a row of {definition.title}: {error}. Its rows have"
-                f" {definition.fields}; this one has {field_names(row)}{_hint(row, definition)}"
+                f" {definition.fields}{found}{_hint(row, definition)}"
             ) from error
         if definition is JUDGEBENCH:
-            models.setdefault(str(row.get("response_model")), where)
+            models.setdefault(str(row.get("response_model") or _NO_MODEL), where)
             _refuse_two_models(models)
         yield replace(item, id=item.id or f"{Path(path).name}:{line}", file=path, line=line)
     _refuse_damaged(path, ledger, num_damaged)
@@ -171,7 +195,7 @@ def _hint(row: Row, definition: Definition) -> str:
     shown = _benchmark_of(row)
     if shown in (definition.name, PREFERENCES.name):
         return ""
-    return f", which is how {DEFINITIONS[shown].title} looks: read it as {shown}"
+    return f". That is how {DEFINITIONS[shown].title} looks: read it as {shown}"
 
 
 def _refuse_two_models(models: dict[str, str]) -> None:
@@ -194,4 +218,18 @@ def _check_version(
             raise PalateError(
                 f"{', '.join(paths)}: {number} items of {subset}, but {definition.title} has"
                 f" {size}; {definition.remedy}"
+            )
+    if definition is REWARDBENCH2:
+        _refuse_repeated_ties(items)
+
+
+def _refuse_repeated_ties(items: Sequence[BenchmarkItem]) -> None:
+    """The two prompts of a number find each other by their ids."""
+    first: dict[str, BenchmarkItem] = {}
+    for item in items:
+        former = first.setdefault(item.id, item) if item.subset == "Ties" else item
+        if former is not item:
+            raise PalateError(
+                f"{item.where}: its id stands at {place(former.file, former.line)} already, and"
+                " ref:N and tied:N of Ties are compared with each other by it; give each item once"
             )

@@ -16,6 +16,7 @@ from palate.evaluation.benchmarks.items import (
 from palate.evaluation.benchmarks.lengths import Fitted, LengthPolicy, fitted
 from palate.evaluation.benchmarks.numbers import scores_of
 from palate.evaluation.benchmarks.protocol import (
+    NUM_MUST_TIE,
     protocol_of_cuts,
     protocol_of_data,
     protocol_of_model,
@@ -109,6 +110,16 @@ def result_of(
             f" ({cuts['num_answer_tokens_cut']} tokens): not the published protocol"
         )
     notes += [f"left out: {number} x {reason}" for reason, number in left_out.items()]
+    num_again = num_items - len({(item.subset, item.content_sha256) for item in items})
+    if num_again:
+        notes.append(
+            f"{num_again} of {num_items} items have the texts of an earlier one: given twice?"
+        )
+    if protocol.get(NUM_MUST_TIE):
+        notes.append(
+            f"{protocol[NUM_MUST_TIE]} of {num_items} items have one text as a right and as a wrong"
+            " answer, which every model ties"
+        )
     return BenchmarkResult(
         benchmark=name,
         headline=definition.headline,

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from palate.artifacts.files import describe_os_error, write_text
+from palate.artifacts.files import describe_os_error, sha256_json, write_text
 from palate.errors import PalateError
 from palate.evaluation.benchmarks.items import (
     Benchmark,
@@ -18,11 +18,13 @@ from palate.evaluation.benchmarks.reading import DEFINITIONS
 from palate.evaluation.benchmarks.run import result_of
 
 FORMAT_VERSION = 1
+ROW_HASH = "row_sha256"
+"""Of all that an item's row holds beside it, so that a changed reward is found as well."""
 
 
 def write_items(path: str | Path, result: BenchmarkResult) -> None:
-    """Write one JSON object an item, after a first line with the benchmark, the protocol and a hash
-    of all items' contents."""
+    """Write one JSON object an item, each with its hash, after a first line with the benchmark, the
+    protocol and a hash of all items' contents."""
     head = {
         "palate_benchmark_items": FORMAT_VERSION,
         "benchmark": result.benchmark,
@@ -31,7 +33,8 @@ def write_items(path: str | Path, result: BenchmarkResult) -> None:
         "left_out": dict(result.left_out),
         "protocol": dict(result.protocol),
     }
-    rows = [head, *(asdict(item) for item in result.items)]
+    items = [asdict(item) for item in result.items]
+    rows = [head, *({**item, ROW_HASH: sha256_json(item)} for item in items)]
     write_text(path, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
 
 
@@ -46,6 +49,8 @@ def recompute(path: str | Path, benchmark: Benchmark | None = None) -> Benchmark
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise describe_os_error(error, path, "read") from error
+    except UnicodeDecodeError as error:
+        raise PalateError(f"{path}: not a file of benchmark items: {error}") from error
     head = _head(path, lines[0] if lines else "")
     items = [_item(path, number, line) for number, line in enumerate(lines[1:], start=2)]
     hashes = hash_of_items([item.content_sha256 for item in items])
@@ -82,14 +87,22 @@ def _head(path: str | Path, line: str) -> Mapping[str, Any]:
 def _item(path: str | Path, number: int, line: str) -> ScoredItem:
     try:
         row = json.loads(line)
+        stated = row.pop(ROW_HASH)
+        is_as_written = stated == sha256_json(row)
         row["comparisons"] = tuple((int(b), int(w), float(x)) for b, w, x in row["comparisons"])
         row["rewards"] = tuple(map(float, row["rewards"]))
         row["num_characters"] = tuple(map(int, row["num_characters"]))
-        return ScoredItem(**row)
-    except (ValueError, KeyError, TypeError) as error:
+        item = ScoredItem(**row)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PalateError(
             f"{path}:{number}: not an item of a benchmark: {error!r:.80}; score it again"
         ) from error
+    if not is_as_written:
+        raise PalateError(
+            f"{path}:{number}: item {item.id} is not as it was written: its hash is that of other"
+            " values; score the benchmark again"
+        )
+    return item
 
 
 def _check_texts(path: str | Path, items: list[ScoredItem], benchmark: Benchmark) -> None:

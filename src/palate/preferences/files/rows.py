@@ -31,6 +31,8 @@ READERS: dict[str, Callable[[IO[bytes], str], Records]] = {
     ".parquet": parquet_records,
 }
 SUFFIXES = tuple(READERS)
+NOT_FROM_HUB = "not to be had from the hub"
+"""Reason of the error for a hub data set that can't be loaded."""
 _OTHER_KINDS = {
     b"\x1f\x8b": "gzipped; let its name end in .gz",
     b"\xff\xfe": "in UTF-16; convert it to UTF-8",
@@ -133,7 +135,8 @@ def _hub_records(source: str, split: str) -> Records:
         network = "" if reachable else ", and the hub cannot be reached from here"
         raise PalateError(
             f"{source}: not a file here, and not loadable as a hub data set (split {split!r})"
-            f"{network}; pass a local file with --data. {type(error).__name__}: {error}"
+            f"{network}; name a local file in its place. {type(error).__name__}: {error}",
+            NOT_FROM_HUB,
         ) from error
     for number, row in enumerate(rows, start=1):
         yield number, without_filled_fields(row)

@@ -1,0 +1,208 @@
+"""Real models and some that were broken on purpose, each evaluated whole: verdicts and cost.
+
+    python -m benchmarks.evaluations --data hh_harmless.jsonl.gz --output evaluations.json
+
+- starter, hh: examples/starter_minilm.yaml and one fold of examples/hh_harmless_minilm.yaml on the
+  encoder of the `offline` extra, each on the part that it never saw.
+- causal: a small Llama trained on simulated preferences without a fault, on 600 new prompts.
+- Pooling at a wrong position, put in after the checkpoint's own check has passed: the encoder's at
+  a fixed word, the Llama's at the first token and at the token before the last.
+
+Cost: token slots and seconds of evaluating a whole file over those of scoring it once, interleaved.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.pathologies.biases import PROBE_OF
+from benchmarks.pathologies.confirm import NUM_PAIRS, Trial
+from benchmarks.pathologies.confirm import _row as row_of
+from benchmarks.pathologies.small_model import save_small_model
+from palate.artifacts.files import write_json
+from palate.artifacts.rundir import versions
+from palate.cli.parsing import parse, parser_for
+from palate.pipeline import evaluate as pipeline
+from palate.pipeline.config import TrainConfig
+from palate.pipeline.evaluate import EvaluateConfig, evaluate, outcomes_of
+from palate.pipeline.evaluate_config import NOWHERE
+from palate.pipeline.quickstart import STARTER_SET, minilm_directory
+from palate.pipeline.train import train
+from palate.scoring.scorer import Scorer
+from palate.simulation import label
+
+Break = Callable[[Scorer], None]
+FIXED_WORD = 3
+EXAMPLES = {"starter": "starter_minilm", "hh": "hh_harmless_minilm"}
+
+
+def fixed_word(scorer: Scorer) -> None:
+    """An encoder's pooler reads a word near the start in place of [CLS]."""
+    scorer.model.transformer.bert.pooler.register_forward_pre_hook(
+        lambda _, states: (torch.roll(states[0], -FIXED_WORD, dims=1),)
+    )
+
+
+def first_token(scorer: Scorer) -> None:
+    """A causal body's first token has seen nothing of the text."""
+    _read_at(scorer, lambda column_N: torch.zeros_like(column_N))
+
+
+def token_before(scorer: Scorer) -> None:
+    """The token before the one on which the head was trained."""
+    _read_at(scorer, lambda column_N: column_N - 1)
+
+
+def _read_at(scorer: Scorer, moved: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    scorer.model.layout = "rows"  # where the column before a sequence's last is its own
+
+    def move(_: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return given, {**named, "end_column_N": moved(named["end_column_N"])}
+
+    scorer.model.register_forward_pre_hook(move, with_kwargs=True)
+
+
+@dataclass
+class Count:
+    """Token slots of the passes of every model loaded meanwhile."""
+
+    slots: int = 0
+
+
+@contextmanager
+def loading(count: Count, damage: Break | None = None) -> Iterator[None]:
+    """Every scorer that an evaluation loads is counted, and with `damage` broken."""
+    real = pipeline.load
+
+    def counted(*arguments: Any, **settings: Any) -> Scorer:
+        scorer = real(*arguments, **settings)
+
+        def add(module: Any, given: Any, named: Any) -> None:
+            count.slots += named["input_ids_RT"].numel()
+
+        scorer.model.register_forward_pre_hook(add, with_kwargs=True)
+        if damage is not None:
+            damage(scorer)
+        return scorer
+
+    pipeline.load = counted  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        pipeline.load = real
+
+
+def evaluated(config: EvaluateConfig, damage: Break | None = None) -> tuple[Any, int, float]:
+    """The result, token slots and seconds, loading and reading included."""
+    count = Count()
+    with loading(count, damage):
+        start = time.perf_counter()
+        result = evaluate(config)
+        return result, count.slots, time.perf_counter() - start
+
+
+def scored_once(config: EvaluateConfig) -> tuple[int, float]:
+    """The same file read and scored, nothing else."""
+    count = Count()
+    with loading(count):
+        start = time.perf_counter()
+        scorer = pipeline._loaded(config)
+        outcomes_of(scorer, pipeline._read(config, scorer).rendered)
+        return count.slots, time.perf_counter() - start
+
+
+def cost(config: EvaluateConfig, repeats: int) -> dict[str, Any]:
+    """Of evaluating all of a file, beside scoring it once."""
+    times, slots = [], []
+    for _ in range(repeats):
+        plain_slots, plain_seconds = scored_once(config)
+        result, all_slots, seconds = evaluated(config)
+        times.append(seconds / plain_seconds)
+        slots.append(all_slots / plain_slots)
+    return {
+        "num_prompts": result.num_prompts,
+        "slots_of_scoring": plain_slots,
+        "slots_ratio": statistics.median(slots),
+        "time_ratios": sorted(times),
+        "probe_sample": result.values["probe_sample"],
+    }
+
+
+def said(config: EvaluateConfig, damage: Break | None = None) -> dict[str, Any]:
+    """What stands at the top of the page; printed too."""
+    result, _, _ = evaluated(config, damage)
+    print(f"\n{config.output}:", *result.values["verdict"], sep="\n  ", flush=True)
+    values = result.values
+    return {
+        "verdict": values["verdict"],
+        "findings": [f"{f['severity']}: {f['check']}: {f['message']}" for f in values["findings"]],
+        "metrics": values["metrics"],
+    }
+
+
+def real_run(runs: Path, name: str, data: str) -> EvaluateConfig:
+    """Of an example, trained where it is not there yet."""
+    run = runs / name
+    if not (run / "metrics.json").exists():
+        arguments = [f"examples/{EXAMPLES[name]}.yaml", "--data", data, "--output", str(run)]
+        arguments += ["--model", str(minilm_directory())]
+        train(parse(parser_for("train", "", TrainConfig), TrainConfig, arguments)[0])
+    return EvaluateConfig(model=str(run), data=data, part="test", output=NOWHERE)
+
+
+def causal_run(runs: Path) -> EvaluateConfig:
+    """A small Llama on simulated preferences, and the prompts that it never saw."""
+    body, folder = runs / "body", runs / "causal"
+    if not (body / "config.json").exists():
+        save_small_model(body)
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = Trial(1, folder, str(body))
+    world = next(iter(PROBE_OF))
+    if not (folder / f"{world}-clean" / "metrics.json").exists():
+        trial.trained(world, "clean")
+    data = folder / "new.jsonl"
+    data.write_text("".join(map(row_of, label(trial.scene).groups[NUM_PAIRS:])))
+    return EvaluateConfig(model=str(folder / f"{world}-clean"), data=str(data), output=NOWHERE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="hh_harmless.jsonl.gz")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--runs", default="runs/evaluations", help="where runs and pages go")
+    parser.add_argument("--repeats", type=int, default=3, help="of the measurement of cost")
+    flags = parser.parse_args()
+    runs = Path(flags.runs)
+    found: dict[str, Any] = {}
+    wrong: dict[str, tuple[str, Break]] = {
+        "starter, pooled at a fixed word": ("starter", fixed_word),
+        "causal, pooled at the first token": ("causal", first_token),
+        "causal, pooled one token early": ("causal", token_before),
+    }
+    configs = {
+        "starter": real_run(runs, "starter", str(STARTER_SET)),
+        "hh": real_run(runs, "hh", flags.data),
+        "causal": causal_run(runs),
+    }
+    for name, config in configs.items():
+        found[name] = said(replace(config, output=str(runs / f"{name}-evaluated")))
+    for number, (name, (whole, damage)) in enumerate(wrong.items()):
+        output = str(runs / f"broken-{number}-evaluated")
+        found[name] = said(replace(configs[whole], output=output), damage)
+    for name in EXAMPLES:
+        found[name]["cost"] = cost(replace(configs[name], part="all"), flags.repeats)
+        print(f"{name}: {found[name]['cost']}", flush=True)
+    write_json(Path(flags.output), {**found, "versions": versions()})
+
+
+if __name__ == "__main__":
+    main()

@@ -8,15 +8,17 @@
 - Pooling at a wrong position, put in after the checkpoint's own check has passed: the encoder's at
   a fixed word, the Llama's at the first token and at the token before the last.
 
-Cost: token slots and seconds of evaluating a whole file over those of scoring it once, interleaved.
+Cost: token slots of evaluating all of a file over those of scoring it once, counted with a body
+that computes nothing, since they do not depend on its rewards; and seconds of both on the part
+that it never saw, interleaved. What is on disk already is not made again.
 """
 
 import argparse
-import statistics
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ from benchmarks.pathologies.confirm import NUM_PAIRS, Trial
 from benchmarks.pathologies.confirm import _row as row_of
 from benchmarks.pathologies.small_model import save_small_model
 from palate.artifacts.files import write_json
-from palate.artifacts.rundir import versions
+from palate.artifacts.rundir import EVALUATION, versions
 from palate.cli.parsing import parse, parser_for
+from palate.model.reward_model import Output
 from palate.pipeline import evaluate as pipeline
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.evaluate import EvaluateConfig, evaluate, outcomes_of
@@ -69,77 +72,84 @@ def _read_at(scorer: Scorer, moved: Callable[[torch.Tensor], torch.Tensor]) -> N
     scorer.model.register_forward_pre_hook(move, with_kwargs=True)
 
 
-@dataclass
 class Count:
-    """Token slots of the passes of every model loaded meanwhile."""
+    """Token slots of the passes of every model loaded meanwhile; with `only` they compute nothing
+    and give random rewards."""
 
-    slots: int = 0
+    def __init__(self, *, only: bool) -> None:
+        self.only = only
+        self.slots = 0
+        self.random = torch.Generator().manual_seed(0)
+
+    def watch(self, scorer: Scorer) -> None:
+        forward = scorer.model.forward
+
+        def counted(**plan: Any) -> Output:
+            self.slots += plan["input_ids_RT"].numel()
+            if not self.only:
+                output: Output = forward(**plan)
+                return output
+            shape = (len(plan["end_row_N"]), scorer.model.head.in_features)
+            hidden_ND = torch.randn(shape, generator=self.random)
+            return Output(scorer.model.reward_of(hidden_ND), hidden_ND)
+
+        scorer.model.forward = counted
 
 
 @contextmanager
-def loading(count: Count, damage: Break | None = None) -> Iterator[None]:
-    """Every scorer that an evaluation loads is counted, and with `damage` broken."""
+def loading(then: Callable[[Scorer], None]) -> Iterator[None]:
+    """`then` is done to every scorer that an evaluation loads."""
     real = pipeline.load
 
-    def counted(*arguments: Any, **settings: Any) -> Scorer:
+    def load(*arguments: Any, **settings: Any) -> Scorer:
         scorer = real(*arguments, **settings)
-
-        def add(module: Any, given: Any, named: Any) -> None:
-            count.slots += named["input_ids_RT"].numel()
-
-        scorer.model.register_forward_pre_hook(add, with_kwargs=True)
-        if damage is not None:
-            damage(scorer)
+        then(scorer)
         return scorer
 
-    pipeline.load = counted  # type: ignore[assignment]
+    pipeline.load = load  # type: ignore[assignment]
     try:
         yield
     finally:
         pipeline.load = real
 
 
-def evaluated(config: EvaluateConfig, damage: Break | None = None) -> tuple[Any, int, float]:
-    """The result, token slots and seconds, loading and reading included."""
-    count = Count()
-    with loading(count, damage):
-        start = time.perf_counter()
-        result = evaluate(config)
-        return result, count.slots, time.perf_counter() - start
+def cost(config: EvaluateConfig, *, only_count: bool) -> tuple[float, float]:
+    """Token slots and seconds of an evaluation over those of scoring the same prompts once, both
+    with loading and reading."""
+    slots, seconds = [], []
+    for whole in (False, True):
+        count = Count(only=only_count)
+        with loading(count.watch):
+            start = time.perf_counter()
+            if whole:
+                evaluate(config)
+            else:
+                scorer = pipeline._loaded(config)
+                outcomes_of(scorer, pipeline._read(config, scorer).rendered)
+            seconds.append(time.perf_counter() - start)
+            slots.append(count.slots)
+    return slots[1] / slots[0], seconds[1] / seconds[0]
 
 
-def scored_once(config: EvaluateConfig) -> tuple[int, float]:
-    """The same file read and scored, nothing else."""
-    count = Count()
-    with loading(count):
-        start = time.perf_counter()
-        scorer = pipeline._loaded(config)
-        outcomes_of(scorer, pipeline._read(config, scorer).rendered)
-        return count.slots, time.perf_counter() - start
-
-
-def cost(config: EvaluateConfig, repeats: int) -> dict[str, Any]:
-    """Of evaluating all of a file, beside scoring it once."""
-    times, slots = [], []
-    for _ in range(repeats):
-        plain_slots, plain_seconds = scored_once(config)
-        result, all_slots, seconds = evaluated(config)
-        times.append(seconds / plain_seconds)
-        slots.append(all_slots / plain_slots)
+def costs(config: EvaluateConfig, repeats: int) -> dict[str, Any]:
+    """Of the whole file in slots, of the unseen part in slots and seconds."""
+    whole = replace(config, part="all")
+    part = [cost(config, only_count=False) for _ in range(repeats)]
     return {
-        "num_prompts": result.num_prompts,
-        "slots_of_scoring": plain_slots,
-        "slots_ratio": statistics.median(slots),
-        "time_ratios": sorted(times),
-        "probe_sample": result.values["probe_sample"],
+        "slots, whole file": cost(whole, only_count=True)[0],
+        "slots, test part": part[0][0],
+        "seconds, test part": sorted(seconds for _, seconds in part),
     }
 
 
-def said(config: EvaluateConfig, damage: Break | None = None) -> dict[str, Any]:
+def said(config: EvaluateConfig, damage: Break = lambda scorer: None) -> dict[str, Any]:
     """What stands at the top of the page; printed too."""
-    result, _, _ = evaluated(config, damage)
-    print(f"\n{config.output}:", *result.values["verdict"], sep="\n  ", flush=True)
-    values = result.values
+    page = Path(config.output) / EVALUATION
+    if not page.exists():
+        with loading(damage):
+            evaluate(config)
+    values = json.loads(page.read_text(encoding="utf-8"))
+    print(f"\n{config.output}:", *values["verdict"], sep="\n  ", flush=True)
     return {
         "verdict": values["verdict"],
         "findings": [f"{f['severity']}: {f['check']}: {f['message']}" for f in values["findings"]],
@@ -199,7 +209,7 @@ def main() -> None:
         output = str(runs / f"broken-{number}-evaluated")
         found[name] = said(replace(configs[whole], output=output), damage)
     for name in EXAMPLES:
-        found[name]["cost"] = cost(replace(configs[name], part="all"), flags.repeats)
+        found[name]["cost"] = costs(configs[name], flags.repeats)
         print(f"{name}: {found[name]['cost']}", flush=True)
     write_json(Path(flags.output), {**found, "versions": versions()})
 

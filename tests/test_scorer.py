@@ -173,7 +173,10 @@ def test_ranking_is_best_first(scorer: Scorer) -> None:
     assert rewards == sorted(rewards, reverse=True)
     assert rewards[0] > rewards[-1]
     assert sorted(ranked.index for ranked in ranking) == [0, 1, 2, 3, 4]
-    assert {ranked.support_distance for ranked in ranking} == {None}
+    prompt = "Question 3: which of the words stands for fjord?"
+    alone = [scorer.score_with_support(prompt, answers[r.index]) for r in ranking]
+    expected = [found.support_distance for found in alone]
+    assert [r.support_distance for r in ranking] == pytest.approx(expected, rel=1e-4)
 
 
 def test_equal_answers_get_equal_rewards_and_keep_their_order(scorer: Scorer) -> None:

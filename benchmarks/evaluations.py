@@ -8,14 +8,12 @@
 - Pooling at a wrong position, put in after the checkpoint's own check has passed: the encoder's at
   a fixed word, the Llama's at the first token and at the token before the last.
 
-Cost: token slots of evaluating all of a file over those of scoring it once, counted with a body
-that computes nothing, since they do not depend on its rewards; and seconds of both on the part
-that it never saw, interleaved. What is on disk already is not made again.
+Cost: token slots of an evaluation over those of scoring the same prompts once, counted with a body
+that computes nothing, since they do not depend on its rewards. What is on disk is not made again.
 """
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -73,22 +71,16 @@ def _read_at(scorer: Scorer, moved: Callable[[torch.Tensor], torch.Tensor]) -> N
 
 
 class Count:
-    """Token slots of the passes of every model loaded meanwhile; with `only` they compute nothing
-    and give random rewards."""
+    """Token slots of the passes of the models loaded meanwhile, which compute nothing: rewards are
+    random."""
 
-    def __init__(self, *, only: bool) -> None:
-        self.only = only
+    def __init__(self) -> None:
         self.slots = 0
         self.random = torch.Generator().manual_seed(0)
 
     def watch(self, scorer: Scorer) -> None:
-        forward = scorer.model.forward
-
         def counted(**plan: Any) -> Output:
             self.slots += plan["input_ids_RT"].numel()
-            if not self.only:
-                output: Output = forward(**plan)
-                return output
             shape = (len(plan["end_row_N"]), scorer.model.head.in_features)
             hidden_ND = torch.randn(shape, generator=self.random)
             return Output(scorer.model.reward_of(hidden_ND), hidden_ND)
@@ -113,33 +105,15 @@ def loading(then: Callable[[Scorer], None]) -> Iterator[None]:
         pipeline.load = real
 
 
-def cost(config: EvaluateConfig, *, only_count: bool) -> tuple[float, float]:
-    """Token slots and seconds of an evaluation over those of scoring the same prompts once, both
-    with loading and reading."""
-    slots, seconds = [], []
-    for whole in (False, True):
-        count = Count(only=only_count)
-        with loading(count.watch):
-            start = time.perf_counter()
-            if whole:
-                evaluate(config)
-            else:
-                scorer = pipeline._loaded(config)
-                outcomes_of(scorer, pipeline._read(config, scorer).rendered)
-            seconds.append(time.perf_counter() - start)
-            slots.append(count.slots)
-    return slots[1] / slots[0], seconds[1] / seconds[0]
-
-
-def costs(config: EvaluateConfig, repeats: int) -> dict[str, Any]:
-    """Of the whole file in slots, of the unseen part in slots and seconds."""
-    whole = replace(config, part="all")
-    part = [cost(config, only_count=False) for _ in range(repeats)]
-    return {
-        "slots, whole file": cost(whole, only_count=True)[0],
-        "slots, test part": part[0][0],
-        "seconds, test part": sorted(seconds for _, seconds in part),
-    }
+def cost(config: EvaluateConfig) -> dict[str, float]:
+    """Token slots of an evaluation, and how many times those of scoring the same prompts once."""
+    once, whole = Count(), Count()
+    with loading(once.watch):
+        scorer = pipeline._loaded(config)
+        outcomes_of(scorer, pipeline._read(config, scorer).rendered)
+    with loading(whole.watch):
+        evaluate(config)
+    return {"slots": whole.slots, "times scoring": whole.slots / once.slots}
 
 
 def said(config: EvaluateConfig, damage: Break = lambda scorer: None) -> dict[str, Any]:
@@ -189,7 +163,6 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="hh_harmless.jsonl.gz")
     parser.add_argument("--output", required=True)
     parser.add_argument("--runs", default="runs/evaluations", help="where runs and pages go")
-    parser.add_argument("--repeats", type=int, default=3, help="of the measurement of cost")
     flags = parser.parse_args()
     runs = Path(flags.runs)
     found: dict[str, Any] = {}
@@ -209,8 +182,10 @@ def main() -> None:
         output = str(runs / f"broken-{number}-evaluated")
         found[name] = said(replace(configs[whole], output=output), damage)
     for name in EXAMPLES:
-        found[name]["cost"] = costs(configs[name], flags.repeats)
-        print(f"{name}: {found[name]['cost']}", flush=True)
+        found[name]["cost"] = {
+            part: cost(replace(configs[name], part=part)) for part in ("all", "test")
+        }
+        print(f"\n{name}: {found[name]['cost']}", flush=True)
     write_json(Path(flags.output), {**found, "versions": versions()})
 
 

@@ -21,7 +21,9 @@ import pytest
 import palate
 from palate.errors import PalateError
 from palate.pipeline import score_file as score_file_module
+from palate.pipeline import score_stages
 from palate.pipeline.score_file import ScoreConfig, ScoreResult, score_file
+from palate.pipeline.score_progress import Progress
 from palate.pipeline.score_rows import PendingRow
 from palate.preferences.formats.fields import messages_of
 from palate.scoring.scorer import Scorer
@@ -375,6 +377,40 @@ def stop_after(run: Path, data: str, output: Path, step: str, num_times: int) ->
             ),
             stop,
         )
+
+
+@pytest.mark.parametrize("field", ["num_rows", "num_scored"])
+def test_an_interrupt_between_a_record_and_its_news_loses_nothing(
+    trained_run: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    field: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first chunk of rows, or one of rewards, is on the disk and nobody has heard of it."""
+    data = str(uninterrupted / "rows.jsonl")
+    output = tmp_path / "scored.jsonl"
+    real = score_stages.save
+
+    def save_and_stop(directory: Path, progress: Progress) -> None:
+        real(directory, progress)
+        if getattr(progress, field):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(score_stages, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            score(trained_run, data, output)
+    recorded = json.loads((tmp_path / "scored.jsonl.partial.json").read_text())
+    assert recorded["num_rows"] > 0
+    assert f"{recorded['num_rows']} rows" in caplog.text
+    if field == "num_scored":
+        kept = f"the rewards of {recorded['num_scored']} of {recorded['num_answers']} answers"
+        assert kept in caplog.text
+    result = score(trained_run, data, output)
+    assert output.read_bytes() == (uninterrupted / "scored.jsonl").read_bytes()
+    assert result.num_rows == NUM_ROWS
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from palate.pipeline.score_progress import (
     discard,
     forget,
     partial_directory,
+    recorded,
 )
 from palate.pipeline.score_rows import (
     REWARD_FIELDS,
@@ -139,6 +140,7 @@ def score_file(
         described = describe_os_error(error, error.filename or config.output, "write")
         raise PalateError(f"{described}; {progress.kept(directory)}") from error
     except KeyboardInterrupt:
+        progress = recorded(directory, progress)
         logger.warning("%s", progress.kept(directory))
         raise
     finally:

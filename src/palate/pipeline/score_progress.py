@@ -61,6 +61,16 @@ def save(directory: Path, progress: Progress) -> None:
     write_json(_owner(directory), asdict(progress))
 
 
+def recorded(directory: Path, known: Progress) -> Progress:
+    """`known`, or what is on the disk where that is further: a signal may come between a step's
+    record and the news of it."""
+    try:
+        found = _read(_owner(directory), directory)
+    except (OSError, PalateError):
+        return known
+    return max(known, found, key=lambda one: (one.num_rows, one.num_scored))
+
+
 def forget(directory: Path) -> None:
     """Remove all files of a run whose output is in its place."""
     # A kill in the middle then leaves what the next run takes for empty. On a full disk not.

@@ -10,47 +10,21 @@ from markupsafe import Markup
 
 from palate.report.audit_axes import finite
 from palate.report.audit_figures import draw, number, small_interval
+from palate.report.page import STYLE
 from palate.text import plural
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; background: #fff; }
-h1, h2, h3, p, li, summary, figcaption, .value, .findings td { overflow-wrap: anywhere; }
-h3 { margin: 2.2rem 0 .4rem; } a { color: #1a4fa3; }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
-th, td { text-align: left; vertical-align: top; padding: .4rem .6rem;
-  border-bottom: 1px solid #ddd; }
-.verdict { font-size: 1.2rem; } .muted, figcaption { color: #5a5a5a; font-size: .9rem; }
-.chip { display: inline-block; padding: 0 .55rem; border-radius: 1rem; font-size: .8rem;
-  font-weight: 600; white-space: nowrap; color: #fff; -webkit-print-color-adjust: exact;
-  print-color-adjust: exact; }
-.error { background: #b3261e; } .warn { background: #8a5a00; } .note { background: #5f6368; }
-.value { min-width: 5rem; } .line { white-space: nowrap; }
+_FINDINGS_STYLE = """
+.findings td { overflow-wrap: anywhere; }
 .findings .check { min-width: 8rem; max-width: 14rem; }
 .findings .number { width: 11rem; font-variant-numeric: tabular-nums; font-size: .9rem; }
-svg { display: block; width: 100%; height: auto; } svg.small { width: 160px; }
-svg text, svg text.muted { font-size: 13px; fill: #222; paint-order: stroke; stroke: #fff;
-  stroke-width: 4px; } svg text.muted { fill: #5a5a5a; }
-.axis { stroke: #bbb; } .grid { stroke: #e2e2e2; } .reference { stroke: #888; }
-.threshold { stroke: #b3261e; stroke-dasharray: 4 3; } .dot { fill: #1a4fa3; }
-.whisker { stroke: #1a4fa3; stroke-width: 3; } .band { fill: #1a4fa3; opacity: .14; }
-.line { fill: none; stroke: #1a4fa3; stroke-width: 2; }
-figure { max-width: 30rem; margin: 1rem 0; }
-pre, code { font: .85em/1.45 ui-monospace, monospace; } code { overflow-wrap: anywhere; }
-pre { background: #f4f4f4; padding: .6rem .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.examples li { margin: .5rem 0; } .examples q { display: block; white-space: pre-wrap;
-  quotes: none; border-left: 3px solid #ddd; padding-left: .6rem; font-size: .95rem; }
-details { margin: .6rem 0; } summary { cursor: pointer; }
+.examples li { margin: .5rem 0; }
 @media (max-width: 40rem) {
   .findings thead { display: none; }
-  .findings tr { display: block; border-bottom: 1px solid #ddd; padding: .6rem 0; }
+  .findings tr { display: block; border-bottom: 1px solid var(--rule); padding: .6rem 0; }
   .findings td { display: block; border: 0; padding: .1rem 0; width: auto; }
   .findings td.severity, .findings td.check { display: inline-block; padding-right: .5rem; }
 }
-@media print {
-  body { margin: 0; max-width: none; font-size: 11pt; } tr, figure, li { break-inside: avoid; }
-  h2, h3 { break-after: avoid; } details::details-content { content-visibility: visible; }
-}
+@media print { details::details-content { content-visibility: visible; } }
 """
 
 _PAGE = """<!doctype html>
@@ -152,7 +126,7 @@ def audit_page(report: Mapping[str, Any]) -> str:
         names=_listed(report["data"]),
         against=_listed(report["against"]),
         verdict=verdict(report["findings"]),
-        style=Markup(_STYLE),
+        style=Markup(STYLE + _FINDINGS_STYLE),
         settings=list(_flat(report["settings"])),
         tables=[
             (title, list(_flat(report[key], ": ")))

@@ -9,11 +9,12 @@
   a fixed word, the Llama's at the first token and at the token before the last.
 
 Cost: token slots of an evaluation over those of scoring the same prompts once, counted with a body
-that computes nothing, since they do not depend on its rewards. What is on disk is not made again.
+that computes nothing, since they do not depend on its rewards. Models that are trained already are
+taken as they are; every number is measured anew.
 """
 
 import argparse
-import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,16 +24,15 @@ from typing import Any
 import torch
 
 from benchmarks.pathologies.biases import PROBE_OF
-from benchmarks.pathologies.confirm import NUM_PAIRS, Trial
-from benchmarks.pathologies.confirm import _row as row_of
+from benchmarks.pathologies.confirm import NUM_PAIRS, Trial, row_of
 from benchmarks.pathologies.small_model import save_small_model
 from palate.artifacts.files import write_json
-from palate.artifacts.rundir import EVALUATION, versions
+from palate.artifacts.rundir import versions
 from palate.cli.parsing import parse, parser_for
 from palate.model.reward_model import Output
 from palate.pipeline import evaluate as pipeline
 from palate.pipeline.config import TrainConfig
-from palate.pipeline.evaluate import EvaluateConfig, evaluate, outcomes_of
+from palate.pipeline.evaluate import EvaluateConfig, evaluate
 from palate.pipeline.evaluate_config import NOWHERE
 from palate.pipeline.quickstart import STARTER_SET, minilm_directory
 from palate.pipeline.train import train
@@ -105,29 +105,42 @@ def loading(then: Callable[[Scorer], None]) -> Iterator[None]:
         pipeline.load = real
 
 
-def cost(config: EvaluateConfig) -> dict[str, float]:
+def cost(config: EvaluateConfig) -> dict[str, Any]:
     """Token slots of an evaluation, and how many times those of scoring the same prompts once."""
     once, whole = Count(), Count()
     with loading(once.watch):
-        scorer = pipeline._loaded(config)
-        outcomes_of(scorer, pipeline._read(config, scorer).rendered)
+        evaluate(replace(config, quick=True))  # each answer once, and nothing else but references
     with loading(whole.watch):
-        evaluate(config)
-    return {"slots": whole.slots, "times scoring": whole.slots / once.slots}
+        result = evaluate(config)
+    return {
+        "num_prompts": result.num_prompts,
+        "slots": whole.slots,
+        "times scoring": whole.slots / once.slots,
+    }
 
 
 def said(config: EvaluateConfig, damage: Break = lambda scorer: None) -> dict[str, Any]:
-    """What stands at the top of the page; printed too."""
-    page = Path(config.output) / EVALUATION
-    if not page.exists():
-        with loading(damage):
-            evaluate(config)
-    values = json.loads(page.read_text(encoding="utf-8"))
+    """What stands on the page; its verdict is printed too."""
+    shutil.rmtree(config.output, ignore_errors=True)
+    with loading(damage):
+        values = evaluate(config).values
     print(f"\n{config.output}:", *values["verdict"], sep="\n  ", flush=True)
     return {
         "verdict": values["verdict"],
         "findings": [f"{f['severity']}: {f['check']}: {f['message']}" for f in values["findings"]],
         "metrics": values["metrics"],
+        "battery": {
+            c["name"]: {name: c[name] for name in ("num_pairs", "num_won", "num_passed")}
+            for c in values["battery"]["categories"]
+        },
+        "battery_cut": values["battery"]["cut"],
+        "probe_sample": values["probe_sample"],
+        "probes": {
+            p["name"]: {
+                name: p[name] for name in ("verdict", "effect", "flips", "num_left_out", "reason")
+            }
+            for p in values["probes"]
+        },
     }
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from palate.artifacts.files import sha256_file, write_json
 from palate.artifacts.rundir import versions
-from palate.evaluation.metrics import as_json
 from palate.model.settings import BodySettings
 from palate.pipeline.quickstart import STARTER_SET, quickstart_run
 from palate.pipeline.train import TrainResult, train
+from palate.statistics import as_json
 from palate.training.settings import TrainingSettings
 
 BODIES = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from palate.artifacts.ledger import Ledger
-from palate.evaluation.metrics import Outcome
+from palate.evaluation.outcomes import Outcome
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.prepare import divide, read_sources
 from palate.rendering import render_groups

@@ -26,7 +26,8 @@ from palate.artifacts.ledger import Ledger
 from palate.artifacts.rundir import versions
 from palate.errors import PalateError
 from palate.evaluation.calibration import fit_temperature
-from palate.evaluation.metrics import Outcome, evaluate_outcomes
+from palate.evaluation.metrics import evaluate_outcomes
+from palate.evaluation.outcomes import Outcome
 from palate.model.settings import BodySettings
 from palate.objectives import ObjectiveSettings
 from palate.objectives.objective import Objective

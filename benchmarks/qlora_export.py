@@ -22,7 +22,8 @@ from transformers import set_seed
 
 from palate.artifacts.files import write_json
 from palate.artifacts.rundir import versions
-from palate.evaluation.metrics import Outcome, evaluate_outcomes, quick_metrics
+from palate.evaluation.metrics import evaluate_outcomes
+from palate.evaluation.outcomes import Outcome, quick_metrics
 from palate.model.loading import load_model
 from palate.model.lora import LoraSettings, add_adapters, trained_state
 from palate.model.merging import merge_adapters

@@ -18,11 +18,13 @@ from palate.artifacts.files import write_json
 from palate.artifacts.ledger import Ledger
 from palate.artifacts.rundir import versions
 from palate.cli.parsing import parse, parser_for
-from palate.evaluation.metrics import Outcome, as_json, evaluate_outcomes
+from palate.evaluation.metrics import evaluate_outcomes
+from palate.evaluation.outcomes import Outcome
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.prepare import data_hashes
 from palate.pipeline.quickstart import minilm_directory
 from palate.pipeline.train import train
+from palate.statistics import as_json
 
 
 def held_out(config: TrainConfig, directory: Path) -> tuple[list[Outcome], Ledger]:

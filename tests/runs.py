@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from palate.artifacts.ledger import Ledger
-from palate.evaluation.metrics import quick_metrics
+from palate.evaluation.outcomes import quick_metrics
 from palate.model.loading import Loaded, load_model
 from palate.model.settings import BodySettings
 from palate.objectives.objective import Objective

@@ -876,16 +876,17 @@ def test_answers_stay_whole_beyond_the_lengths_of_the_training(
     tmp_path: Path, scorer: Scorer
 ) -> None:
     """The scorer's own limit is 256 tokens an answer, and 300 go through it whole: the reward is
-    that of all tokens, and another last token changes it."""
+    that of all tokens, and with one more at the end it is another."""
     assert scorer.renderer.lengths.max_response_tokens == 256
     result = run_benchmark(scorer, long_benchmark(tmp_path, 20, 300))
     assert result.notes == ()
     prompt = scorer.renderer.encode_prompt(long_benchmark(tmp_path, 20, 300).items[1].prompt)
     ids = [*prompt, *scorer.renderer.tokenizer("c" * 300).input_ids]
-    end = [scorer.renderer.end_of_turn_id]
-    text_after = scorer.renderer.tokenizer("\n").input_ids
-    wholes = scorer.score_ids([ids + end, ids + end + text_after])
-    assert any(abs(result.items[1].rewards[0] - whole) < 1e-4 for whole in wholes)
+    # A checkpoint of others is scored under its own template, which writes a newline after the end.
+    end = [scorer.renderer.end_of_turn_id, *scorer.renderer.tokenizer("\n").input_ids]
+    whole, without_newline = scorer.score_ids([ids + end, ids + end[:1]])
+    assert result.items[1].rewards[0] == pytest.approx(whole, abs=1e-4)
+    assert abs(without_newline - whole) > 1e-3
     own = scorer.score_items(long_benchmark(tmp_path, 20, 300).items[1].scoring_items())
     assert abs(own[0] - result.items[1].rewards[0]) > 1e-3
 

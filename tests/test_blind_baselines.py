@@ -8,7 +8,8 @@ import pytest
 
 from palate.errors import PalateError
 from palate.evaluation.blind import cross_fitted_prompt_blind
-from palate.evaluation.metrics import BASELINES, Outcome, evaluate_outcomes
+from palate.evaluation.metrics import evaluate_outcomes
+from palate.evaluation.outcomes import BASELINES, Outcome
 from palate.evaluation.swapped import swap_prompts
 from palate.preferences import Message, fold_of
 from palate.rendering import RenderedGroup

@@ -18,15 +18,13 @@ from palate.errors import PalateError
 from palate.evaluation.battery import read_battery
 from palate.evaluation.benchmarks import (
     Benchmark,
-    LengthPolicy,
     read_benchmark,
     recompute,
-    run_benchmark,
     score_benchmark,
     write_items,
 )
 from palate.evaluation.outcomes import Outcome
-from palate.pipeline import evaluate_checks
+from palate.pipeline import evaluate as pipeline
 from palate.pipeline.evaluate_rewards import REWARDS, against_earlier, line_of
 from tests.runs import pair_groups, write_rows
 from tests.test_audit_report import Page
@@ -309,9 +307,7 @@ def test_long_texts_of_battery_and_probes_are_counted_everywhere(
 ) -> None:
     """A battery pair of 300 tokens is cut. Two worse answers of four have 250 tokens: a closing
     makes them too long. Each better one has 60, which the probe `loop` repeats eight times."""
-    monkeypatch.setattr(
-        evaluate_checks, "read_battery", lambda files: read_battery(files, built_in=False)
-    )
+    monkeypatch.setattr(pipeline, "read_battery", lambda files: read_battery(files, built_in=False))
     rows = [
         {"prompt": f"Why {i}?", "chosen": words(60), "rejected": words(250 if i % 2 else 90)}
         for i in range(4)
@@ -372,9 +368,7 @@ def test_nan_for_one_text_is_that_text_and_no_average(
     assert (code, out) == (1, "") and f"palate evaluate: {broken}: {named}" in err
     code, out, err = evaluate(broken, "--suite.preferences", path, "--output", "none")
     assert (code, out) == (1, "") and f"{path}:5 (item line 5): the reward of answer 1" in err
-    monkeypatch.setattr(
-        evaluate_checks, "read_battery", lambda files: read_battery(files, built_in=False)
-    )
+    monkeypatch.setattr(pipeline, "read_battery", lambda files: read_battery(files, built_in=False))
     battery = write_rows(tmp_path / "own.jsonl", own_pairs(rejected="No~"))
     even = write_rows(tmp_path / "ties.jsonl", ties(3))
     code, out, err = evaluate(broken, even, "--battery", battery, "--output", "none")
@@ -400,7 +394,7 @@ def test_models_of_different_tokenizers_are_rendered_each_in_its_own_way(
     assert code == 0
     printed = json.loads(out)
     assert printed["metrics"]["accuracy"]["value"] == found["second_accuracy"]["value"]
-    assert printed["protocol"]["fingerprint"]["weights"]
+    assert len(printed["protocol"]["fingerprint"]["weights"]) == 64
 
 
 def test_an_item_that_the_template_refuses_is_named(
@@ -657,19 +651,24 @@ def test_one_prompt_has_numbers_without_intervals(
 
 
 def test_equal_rewards_everywhere_are_an_error_and_lose_to_a_model_that_reads(
-    evaluate: Evaluate, tmp_path: Path, model: str
+    evaluate: Evaluate, tmp_path: Path, model: str, trained_run: Path
 ) -> None:
-    """A head of zeros: half right on everything, and one whole point of twelve behind a model that
-    is right or wrong; that both 'decide every comparison alike' was said of it once."""
+    """A head of zeros is half right on everything; that it and a model that is right 'decide every
+    comparison alike' was said of it once."""
     zero = changed(model, tmp_path / "zero", "score", lambda weight: weight.zero_())
     path = write_rows(tmp_path / "rows.jsonl", new_rows(12))
-    code, out, _ = evaluate(zero, path, *QUICK, "--versus", model, "--fail-on", "error", "--json")
+    code, out, _ = evaluate(
+        zero, path, *QUICK, "--versus", trained_run, "--fail-on", "error", "--json"
+    )
     assert code == 1
     printed = json.loads(out)
     assert printed["findings"][0]["check"] == "ties"
     assert printed["metrics"]["accuracy"]["value"] == 0.5
     (found,) = printed["versus"]
     assert found["num_with_ties"] == 12
+    assert found["winner"] == "second"
+    assert found["difference"]["value"] == pytest.approx(0.5 - found["second_accuracy"]["value"])
+    assert found["second_accuracy"]["value"] > 0.9
     assert "alike" not in found["sentence"] and "exact sign test" in found["sentence"]
 
 
@@ -757,8 +756,3 @@ def test_notes_on_repeats_are_the_same_without_the_model(tmp_path: Path) -> None
     assert sum("every model ties" in note for note in result.notes) == 1
     write_items(tmp_path / "items.jsonl", result)
     assert recompute(tmp_path / "items.jsonl") == result
-
-
-def test_a_policy_by_itself_is_that_of_the_library(model: str, benchmark: Benchmark) -> None:
-    result = run_benchmark(palate.load(model), benchmark, lengths=LengthPolicy(max_tokens=300))
-    assert result.protocol["max_tokens"] == 300

@@ -9,13 +9,20 @@ from typing import Any
 import pytest
 import torch
 
+from palate.artifacts.ledger import Ledger
 from palate.cli.main import main
 from palate.errors import PalateError
 from palate.evaluation.metrics import evaluate_outcomes
 from palate.evaluation.outcomes import Outcome
-from palate.evaluation.verdict import accuracy_findings, sentences, worst_first
+from palate.evaluation.verdict import (
+    EvaluationFinding,
+    Severity,
+    accuracy_findings,
+    sentences,
+    worst_first,
+)
 from palate.pipeline import evaluate as pipeline
-from palate.pipeline.evaluate import EvaluateConfig, evaluate
+from palate.pipeline.evaluate import EvaluateConfig, EvaluateResult, evaluate
 from palate.pipeline.evaluate_rewards import against_earlier, line_of
 from palate.scoring.scorer import Scorer
 from palate.statistics import Estimate
@@ -134,6 +141,33 @@ def test_exit_code_follows_fail_on(
     found = json.loads(capsys.readouterr().out)["findings"]
     assert found[0]["severity"] == "error"
     assert main([*shared, "--fail-on", "error"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("severities", "fails_on"),
+    [
+        ((), ()),
+        (("note",), ()),
+        (("note", "warn"), ("warn",)),
+        (("error", "note"), ("warn", "error")),
+    ],
+)
+def test_it_fails_on_a_finding_as_grave_as_asked(
+    severities: tuple[Severity, ...], fails_on: tuple[str, ...]
+) -> None:
+    findings = [EvaluationFinding(check="c", severity=s, message="m") for s in severities]
+    result = EvaluateResult(
+        metrics={},
+        findings=findings,
+        suite={},
+        values={},
+        ledger=Ledger(),
+        num_prompts=0,
+        num_elsewhere=0,
+        num_rows_kept=0,
+        directory=None,
+    )
+    assert tuple(f for f in ("never", "warn", "error") if result.fails(f)) == fails_on
 
 
 def test_against_itself_earlier_nothing_is_distinguishable(

@@ -18,13 +18,8 @@ import palate
 from palate.errors import PalateError
 from palate.evaluation.blind import fit_prompt_blind
 from palate.evaluation.calibration import fit_temperature, is_at_bound
-from palate.evaluation.metrics import (
-    Outcome,
-    evaluate_outcomes,
-    prompt_accuracy,
-    prompt_loss,
-    quick_metrics,
-)
+from palate.evaluation.metrics import evaluate_outcomes
+from palate.evaluation.outcomes import Outcome, prompt_accuracy, prompt_loss, quick_metrics
 from palate.pipeline.evaluate import EvaluateConfig, evaluate
 from palate.preferences import Comparison, Message, PreferenceGroup, Response
 from palate.rendering import RenderedGroup

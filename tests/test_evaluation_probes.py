@@ -199,6 +199,15 @@ def test_a_clean_model_passes_every_probe() -> None:
         assert outcome.flips.low <= outcome.flips.value <= outcome.flips.high
 
 
+def test_over_12_worlds_a_clean_model_fails_no_probe() -> None:
+    """Of 228 probes none fails; 4 warn, two of them by one pair in 50 that is a near tie."""
+    runs = [run_probes(CLEAN, world_pairs(seed=seed), LARGE) for seed in range(12)]
+    verdicts = [outcome.verdict for run in runs for outcome in run.outcomes]
+    assert len(verdicts) == 228
+    assert "fail" not in verdicts
+    assert verdicts.count("warn") <= 6
+
+
 @cache
 def world_words() -> frozenset[str]:
     return frozenset(w for g in world_pairs() for r in g.group.responses for w in r.text.split())

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 import palate
 from palate.errors import PalateError
-from palate.evaluation.metrics import as_json, quick_metrics
+from palate.evaluation.outcomes import quick_metrics
 from palate.model.heads import MlpHead
 from palate.model.reward_model import RewardModel
 from palate.model.settings import BodySettings
@@ -28,6 +28,7 @@ from palate.pipeline.train import TrainResult, open_model
 from palate.preferences import Comparison, Message, PreferenceGroup, Response, Vote
 from palate.rendering import RenderedGroup
 from palate.scoring.runs import rewards_of_groups
+from palate.statistics import as_json
 from palate.training import features as features_module
 from palate.training.candidates import Candidate
 from palate.training.features import (

@@ -16,7 +16,7 @@ from palate.evaluation.length_calibration import (
     lengths_of,
     within_prompt_slope,
 )
-from palate.evaluation.metrics import Outcome, prompt_accuracy
+from palate.evaluation.outcomes import Outcome, prompt_accuracy
 from palate.pipeline.calibrate import CalibrateConfig, calibrate
 from palate.pipeline.evaluate import EvaluateConfig, evaluate
 from palate.pipeline.score_file import ScoreConfig, score_file

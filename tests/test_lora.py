@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 import palate
 from palate.errors import PalateError
-from palate.evaluation.metrics import quick_metrics
+from palate.evaluation.outcomes import quick_metrics
 from palate.forest.plan import plan_rows
 from palate.model import merging
 from palate.model.checkpoint import save_checkpoint

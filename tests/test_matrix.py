@@ -23,7 +23,7 @@ import torch
 
 from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
-from palate.evaluation.metrics import Outcome
+from palate.evaluation.outcomes import Outcome
 from palate.model.loading import load_model
 from palate.model.lora import LoraSettings, add_adapters
 from palate.model.merging import merge_adapters

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from palate.evaluation.metrics import Outcome, evaluate_outcomes
+from palate.evaluation.metrics import evaluate_outcomes
+from palate.evaluation.outcomes import Outcome
 from palate.evaluation.ranking import prompt_ranking, ranking_metrics
 from palate.preferences import Comparison
 from tests.test_evaluation import outcome

@@ -18,7 +18,8 @@ from palate.evaluation.calibration import (
     temperature_estimate,
 )
 from palate.evaluation.margins import margins_of, simulated_labels
-from palate.evaluation.metrics import Outcome, evaluate_outcomes
+from palate.evaluation.metrics import evaluate_outcomes
+from palate.evaluation.outcomes import Outcome
 from palate.evaluation.reliability import BRIER, ECE_MASS, ECE_WIDTH, NLL, Reliability, reliability
 from palate.preferences import Comparison
 from palate.statistics import wilson
@@ -346,6 +347,24 @@ def test_a_temperature_judged_where_it_was_fitted_looks_better() -> None:
         own = values(measured(outcomes, fit_temperature(outcomes)))[NLL]
         gains.append(values(measured(cross_fitted_temperature(outcomes).outcomes))[NLL] - own)
     assert np.mean(gains) > 0
+
+
+def test_crossed_fits_call_a_calibrated_model_off_more_often_only_where_prompts_are_few() -> None:
+    """Of 40 calibrated models: 7 with 30 prompts, whose fits are noise that the null leaves out;
+    with 100 none. At 1 in 20 more than 5 of 40 have a probability of 1 %."""
+
+    def called_off(num_prompts: int) -> int:
+        return sum(
+            measured(
+                cross_fitted_temperature(
+                    judged(normal_margins(num_prompts, seed, 10), 5.0, seed)
+                ).outcomes
+            ).verdict
+            != "not distinguishable from calibrated"
+            for seed in range(40)
+        )
+
+    assert called_off(100) <= 5 < called_off(30) <= 12
 
 
 def test_prompts_of_one_opening_are_in_one_half_and_cannot_be_crossed() -> None:

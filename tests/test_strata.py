@@ -9,7 +9,8 @@ import pytest
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
-from palate.evaluation.metrics import Outcome, evaluate_outcomes
+from palate.evaluation.metrics import evaluate_outcomes
+from palate.evaluation.outcomes import Outcome
 from palate.evaluation.strata import (
     accuracy_at_equal_length,
     accuracy_by,

@@ -14,9 +14,8 @@ import palate
 from palate.errors import PalateError
 from palate.evaluation.battery import read_battery, run_battery
 from palate.evaluation.score_texts import cutting
-from palate.evaluation.support import fit_trust
+from palate.evaluation.support import LEFT_OUT, fit_trust
 from palate.pipeline.config import SplitSettings
-from palate.pipeline.evaluate_checks import has_temperature
 from palate.pipeline.prepare import prepare
 from palate.pipeline.train import open_model, train
 from palate.pipeline.training_battery import BatteryPlan, plan_battery, rendered_battery
@@ -51,7 +50,7 @@ def test_at_each_checkpoint_the_log_says_how_many_easy_pairs_are_won(tmp_path: P
     assert result.scorer is not None
     best = min(evaluated, key=lambda entry: entry["eval_loss"])
     score = cutting(result.scorer).score_items
-    assert has_temperature(result.scorer)
+    assert result.scorer.is_calibrated
     found = run_battery(score, read_battery(), result.scorer.temperature)
     assert best["eval_battery_won"] == pytest.approx(found.overall.won.value)
     assert best["eval_battery_passed"] == pytest.approx(found.overall.passed.value)
@@ -159,6 +158,15 @@ def test_a_run_keeps_what_its_rewards_are_to_be_doubted_by(tmp_path: Path) -> No
     assert found.support_distance > 0
     card = (tmp_path / "run/model/README.md").read_text()
     assert "score_with_support" in card
+
+
+def test_without_enough_held_out_answers_training_answers_are_left_out(tmp_path: Path) -> None:
+    """Of 150 pairs 2 % of the clusters are held out: fewer than 20 answers."""
+    split = SplitSettings(validation_share=0.02, test_share=0.1)
+    train(quick_config(tmp_path, **tiny_run(tmp_path, num_pairs=150), split=split))
+    trust = palate.load(tmp_path / "run").trust
+    assert trust is not None
+    assert trust.facts.reference == LEFT_OUT
 
 
 def test_too_few_answers_for_a_distance_are_said(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from scipy.stats import binomtest
 
 from palate.errors import PalateError
 from palate.evaluation.ceiling import agreement_ceiling
-from palate.evaluation.metrics import Outcome, evaluate_outcomes
+from palate.evaluation.metrics import evaluate_outcomes
+from palate.evaluation.outcomes import Outcome
 from palate.evaluation.versus import exact_mcnemar, versus
 from palate.preferences import Comparison, Vote
 from tests.test_evaluation import outcome

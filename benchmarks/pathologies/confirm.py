@@ -61,7 +61,7 @@ class Trial:
         groups = label(self.scene, labels_of(world, twin, self.seed)).groups
         name = "-".join([world, twin, *nuisance])
         data = self.directory / f"{name}.jsonl"
-        data.write_text("".join(_row(group) for group in groups[:NUM_PAIRS]))
+        data.write_text("".join(row_of(group) for group in groups[:NUM_PAIRS]))
         config = palate.TrainConfig(
             model=self.body,
             data=str(data),
@@ -107,7 +107,8 @@ class Trial:
         }
 
 
-def _row(group: PreferenceGroup) -> str:
+def row_of(group: PreferenceGroup) -> str:
+    """A pair as a line of JSON."""
     (comparison,) = group.comparisons
     texts = {
         "prompt": group.prompt[0].content,

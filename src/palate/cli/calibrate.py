@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 from palate.cli.parsing import parse, parser_for
 from palate.cli.printed import Printed
-from palate.evaluation.metrics import as_json
 from palate.pipeline.calibrate import CalibrateConfig, CalibrateResult, calibrate
+from palate.statistics import as_json
 from palate.text import plural
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from palate.cli.parsing import UsageError, parse, parser_for, unknown_key
 from palate.cli.printed import Printed
-from palate.evaluation.metrics import as_json
 from palate.model.support import Trust
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.quickstart import QuickstartConfig, quickstart
@@ -15,7 +14,7 @@ from palate.pipeline.score_file import ScoreConfig, score_file
 from palate.pipeline.train import TrainResult, train
 from palate.report.card import shown
 from palate.scoring.scorer import Scorer, load
-from palate.statistics import Estimate
+from palate.statistics import Estimate, as_json
 from palate.text import plural
 
 
@@ -162,11 +161,10 @@ def run_compare(arguments: list[str]) -> Printed:
     texts = (flags.prompt, flags.first, flags.second)
     compared = scorer.compare_with_uncertainty(*texts) if flags.support else None
     probability = scorer.compare(*texts) if compared is None else compared.probability
-    temperature = scorer.sidecar.temperature if scorer.sidecar else None
-    calibrated = temperature is not None and not temperature.get("at_bound")
-    why = "a temperature at a bound of its fit" if temperature else "no temperature"
-    note = "calibrated" if calibrated else f"not calibrated: the checkpoint has {why}"
-    values: dict[str, Any] = {"probability": probability, "calibrated": calibrated}
+    has_one = scorer.sidecar is not None and scorer.sidecar.temperature is not None
+    why = "a temperature at a bound of its fit" if has_one else "no temperature"
+    note = "calibrated" if scorer.is_calibrated else f"not calibrated: the checkpoint has {why}"
+    values: dict[str, Any] = {"probability": probability, "calibrated": scorer.is_calibrated}
     if compared is None:
         return Printed(f"P(first preferred) = {probability:.4f}  ({note})", values)
     trust = scorer.fitted_trust()

@@ -42,7 +42,7 @@ def _word_features(text: str) -> list[float]:
 
 
 def _features(group: RenderedGroup, words: bool) -> np.ndarray:
-    texts = [group.group.responses[index].text for index in group.response_index]
+    texts = [response.text for response in group.responses]
     return np.array([style_features(t) + (_word_features(t) if words else []) for t in texts])
 
 
@@ -132,7 +132,7 @@ def _hash(group: RenderedGroup) -> bytes:
 
 
 def _texts(group: RenderedGroup) -> list[str]:
-    return [group.group.responses[index].text for index in group.response_index]
+    return [response.text for response in group.responses]
 
 
 def _ngrams(texts: Sequence[str], scale_S: np.ndarray) -> csr_matrix:

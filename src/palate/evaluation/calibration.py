@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from palate.errors import PalateError
-from palate.evaluation.metrics import Outcome
+from palate.evaluation.outcomes import Outcome
 from palate.objectives import Ties, soft_target
 from palate.preferences import fold_of
 from palate.statistics import Estimate

@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 
 from palate.errors import PalateError
 from palate.evaluation.calibration import LOG_RANGE
-from palate.evaluation.metrics import Outcome
+from palate.evaluation.outcomes import Outcome
 from palate.objectives import Ties, soft_target
 from palate.preferences import fold_of
 from palate.scoring.length_correction import log_length
@@ -224,8 +224,7 @@ def _less_means(value_NF: np.ndarray, group_N: np.ndarray) -> np.ndarray:
 
 def lengths_of(outcome: Outcome) -> np.ndarray:
     """log(1 + words) of each answer."""
-    responses = outcome.group.group.responses
-    return np.array([log_length(responses[i].text) for i in outcome.group.response_index])
+    return np.array([log_length(response.text) for response in outcome.group.responses])
 
 
 def _pool(outcomes: Sequence[Outcome], ties: Ties) -> _Pool:

@@ -10,23 +10,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from palate.evaluation.outcomes import BASELINES as BASELINES
-from palate.evaluation.outcomes import Outcome as Outcome
-from palate.evaluation.outcomes import Predictor as Predictor
-from palate.evaluation.outcomes import answer_lengths as answer_lengths
-from palate.evaluation.outcomes import decided as decided
-from palate.evaluation.outcomes import prompt_accuracy as prompt_accuracy
-from palate.evaluation.outcomes import prompt_loss as prompt_loss
-from palate.evaluation.outcomes import prompt_margin as prompt_margin
-from palate.evaluation.outcomes import prompt_spread as prompt_spread
-from palate.evaluation.outcomes import quick_metrics as quick_metrics
-from palate.evaluation.outcomes import won
+from palate.evaluation.outcomes import (
+    BASELINES,
+    Outcome,
+    Predictor,
+    decided,
+    prompt_accuracy,
+    prompt_loss,
+    prompt_margin,
+    prompt_spread,
+    won,
+)
 from palate.evaluation.ranking import ranking_metrics
-from palate.evaluation.strata import accuracy_by_length as accuracy_by_length
-from palate.evaluation.strata import accuracy_by_source as accuracy_by_source
+from palate.evaluation.strata import accuracy_by_length, accuracy_by_source
 from palate.objectives import Ties
 from palate.statistics import Estimate, cluster_difference, cluster_mean
-from palate.statistics import as_json as as_json  # of metrics, for those who measure
 
 
 def evaluate_outcomes(

@@ -117,15 +117,13 @@ def prompt_loss(outcome: Outcome, ties: Ties = "half") -> float:
 
 def answer_lengths(group: RenderedGroup) -> np.ndarray:
     """Length of each answer in characters."""
-    responses = group.group.responses
-    return np.array([len(responses[index].text) for index in group.response_index], dtype=float)
+    return np.array([len(response.text) for response in group.responses], dtype=float)
 
 
 def markdown_marks(group: RenderedGroup) -> np.ndarray:
     """log(1 + list items, headings and bold runs) of each answer."""
     count = COVARIATES["markdown_amount"]
-    responses = group.group.responses
-    return np.array([count(responses[index].text) for index in group.response_index])
+    return np.array([count(response.text) for response in group.responses])
 
 
 BASELINES: dict[str, Predictor] = {

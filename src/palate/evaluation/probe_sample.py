@@ -12,7 +12,7 @@ import numpy as np
 
 from palate.errors import PalateError
 from palate.evaluation import probe_texts
-from palate.evaluation.metrics import decided
+from palate.evaluation.outcomes import decided
 from palate.evaluation.probe_outcomes import Expectation
 from palate.evaluation.probe_texts import Change
 from palate.evaluation.score_texts import TooLong
@@ -186,8 +186,7 @@ def _hash(text: str) -> int:
 
 
 def _item(group: RenderedGroup, index: int) -> ScoringItem:
-    given = group.group
-    response = given.responses[group.response_index[index]]
+    given, response = group.group, group.responses[index]
     return ScoringItem(given.prompt, response, given.tools, given.template_arguments)
 
 

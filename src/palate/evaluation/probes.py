@@ -33,6 +33,10 @@ from palate.rendering import RenderedGroup
 from palate.statistics import Estimate
 from palate.statistics.resampling import ratio_of_sums
 
+NOT_TO_PROBE = "no pair to probe"
+"""Reason of the error where the data allow none."""
+
+
 Progress = Callable[[int, int], None]
 """Called with the numbers of texts scored so far and in all."""
 TEXTS_AT_ONCE = 1024
@@ -87,7 +91,8 @@ def run_probes(
     if not sample.pairs:
         raise PalateError(
             f"no pair to probe: of {sample.num_prompts} prompts none has a decided comparison of"
-            " two finished answers that the model takes"
+            " two finished answers that the model takes",
+            NOT_TO_PROBE,
         )
     items = {**sample.items, **beliefs}
     rewards = _scored(score, items, sample, progress)

@@ -72,7 +72,7 @@ def prompt_ranking(outcome: Outcome, ties: Ties = "half") -> PromptRanking | Non
     no comparison have none and are left out. Where not every two answers were compared, that share
     depends on the rivals too. None with fewer than three labelled answers, or all labels equal.
     """
-    responses = [outcome.group.group.responses[i] for i in outcome.group.response_index]
+    responses = outcome.group.responses
     ratings = [response.rating for response in responses if response.rating is not None]
     is_rated = len(ratings) == len(responses)
     label_N = np.array(ratings) if is_rated else _win_shares(outcome, ties)

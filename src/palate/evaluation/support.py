@@ -206,7 +206,7 @@ def _check_finite(group: RenderedGroup, value_KV: np.ndarray) -> None:
 
 
 def _log_lengths(group: RenderedGroup) -> list[float]:
-    return [log_length(group.group.responses[index].text) for index in group.response_index]
+    return [log_length(response.text) for response in group.responses]
 
 
 def _whitening(covariance_DD: np.ndarray) -> np.ndarray:

@@ -15,6 +15,9 @@ from palate.evaluation.outcomes import Outcome, decided, prompt_accuracy
 from palate.preferences import ScoringItem
 from palate.statistics import Estimate, cluster_difference, cluster_mean
 
+NOT_TO_SWAP = "no other prompt to swap with"
+"""Reason of the error where the data allow none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Swapped:
@@ -68,7 +71,8 @@ def swap_prompts(
     if len(first) < 2:
         raise PalateError(
             f"{len(first)} prompt cluster with a decided comparison: no other prompt to swap with;"
-            " give more prompts"
+            " give more prompts",
+            NOT_TO_SWAP,
         )
     order = sorted(
         first, key=lambda cluster: hashlib.sha256(f"{salt}\x00{cluster}".encode()).digest()
@@ -77,7 +81,6 @@ def swap_prompts(
     items: list[ScoringItem] = []
     for outcome, other in zip(sample, [*sample[1:], sample[0]], strict=True):
         donor = other.group.group
-        for index in outcome.group.response_index:
-            response = outcome.group.group.responses[index]
+        for response in outcome.group.responses:
             items.append(ScoringItem(donor.prompt, response, donor.tools, donor.template_arguments))
     return Swapped(outcomes=tuple(sample), items=tuple(items), num_prompts=len(compared))

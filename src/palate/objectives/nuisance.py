@@ -126,7 +126,7 @@ def _of_group(names: Sequence[str], group: RenderedGroup) -> np.ndarray:
     # The label of a made pair says what the reward should be, whatever annotators go by.
     if is_made(group):
         return np.zeros((len(group.comparisons), len(names)))
-    texts = [group.group.responses[index].text for index in group.response_index]
+    texts = [response.text for response in group.responses]
     value_KF = np.array(
         [[0.0 if n == FIRST_SHOWN else COVARIATES[n](text) for n in names] for text in texts]
     )

@@ -13,7 +13,7 @@ from palate.evaluation.length_calibration import (
     lengths_of,
     within_prompt_slope,
 )
-from palate.evaluation.metrics import Outcome, decided, prompt_accuracy
+from palate.evaluation.outcomes import Outcome, decided, prompt_accuracy
 from palate.model.checkpoint import SIDECAR, read_sidecar, write_sidecar
 from palate.pipeline.evaluate import outcomes_of, ties_of
 from palate.pipeline.guards import split_clusters
@@ -22,7 +22,7 @@ from palate.preferences import PreferenceGroup, prompt_cluster
 from palate.preferences.settings import ReadSettings
 from palate.rendering import render_groups
 from palate.scoring.scorer import DEFAULT_TOKENS_PER_MICROBATCH, load
-from palate.statistics import Estimate, as_json, cluster_mean
+from palate.statistics import Estimate, cluster_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateResult:
         "part": config.part,
         "data_sha256": {Path(name).name: v for name, v in data_hashes(sources).items()},
     }
-    stored["gain"] = as_json({"gain": found.gain})["gain"]
+    stored["gain"] = found.gain.as_json()
     sidecar = read_sidecar(directory)
     assert sidecar is not None
     write_sidecar(directory, replace(sidecar, length_calibration=stored))

@@ -19,7 +19,7 @@ from palate.artifacts.rundir import (
     refuse_overwrite,
 )
 from palate.errors import PalateError
-from palate.evaluation.battery import read_battery
+from palate.evaluation.battery import Battery, read_battery
 from palate.evaluation.benchmarks import Benchmark, read_benchmark, run_benchmark, write_items
 from palate.evaluation.benchmarks.items import BenchmarkResult
 from palate.evaluation.outcomes import Outcome, check_finite
@@ -38,6 +38,7 @@ from palate.pipeline.evaluate_config import NOWHERE
 from palate.pipeline.evaluate_config import EvaluateConfig as EvaluateConfig
 from palate.pipeline.evaluate_drift import (
     OUTPUTS_LEDGER,
+    Outputs,
     drift_findings,
     drift_values,
     drifted,
@@ -50,6 +51,7 @@ from palate.pipeline.prepare import data_hashes, read_sources, refuse_without_ef
 from palate.preferences import PreferenceGroup, prompt_cluster
 from palate.rendering import RenderedGroup, RenderSettings, render_groups
 from palate.report.evaluation_html import evaluation_page
+from palate.scoring.length_correction import LengthCorrection
 from palate.scoring.runs import rewards_of_groups
 from palate.scoring.scorer import Scorer, load
 from palate.statistics import Estimate
@@ -96,12 +98,28 @@ class _Read:
     num_rows_kept: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Ahead:
+    """What is read before the model is loaded: a mistake there is found before hours of scoring,
+    not after."""
+
+    battery: Battery
+    benchmarks: Mapping[str, Benchmark]
+    outputs: Outputs | None
+
+    def ledgers(self) -> dict[str, Ledger]:
+        """Those that hold anything, by the name of their file."""
+        found = {f"{name}-ledger.jsonl": b.ledger for name, b in self.benchmarks.items()}
+        if self.outputs is not None:
+            found[OUTPUTS_LEDGER] = self.outputs.ledger
+        return {name: ledger for name, ledger in found.items() if ledger.entries}
+
+
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Measure, check, write. Raises PalateError when no prompt can be measured, or when the output
     directory holds an evaluation already."""
     directory = _directory(config)
-    benchmarks = _read_ahead(config)
-    outputs = read_outputs(config.outputs, config.read.hub_split) if config.outputs else None
+    ahead = _read_ahead(config)
     scorer = _loaded(config)
     read, outcomes = _Read(rendered=(), ledger=Ledger(), num_elsewhere=0, num_rows_kept=0), []
     metrics: dict[str, Estimate] = {}
@@ -110,26 +128,25 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     compared: list[Versus] = []
     if config.data:
         read = _read(config, scorer)
-    drift = outputs and drifted(config.model, scorer, outputs, read.rendered)
-    suite = _suite(config, scorer, benchmarks)
+    drift = ahead.outputs and drifted(config.model, scorer, ahead.outputs, read.rendered)
+    suite = _suite(config, scorer, ahead.benchmarks)
     if config.data:
         outcomes = outcomes_of(scorer, read.rendered)
         measured = measure(scorer, outcomes, ties, swapped=not config.quick)
         metrics = dict(measured.metrics)
         calibration = calibration_of(scorer, outcomes, ties)
         if not config.quick:
-            checks = run_checks(scorer, outcomes, config.probes, config.battery)
+            checks = run_checks(scorer, outcomes, config.probes, ahead.battery)
         checks = replace(checks, skipped={**measured.skipped, **checks.skipped})
         if config.versus:
             compared.append(_against_model(config, outcomes))
         if config.baseline:
             compared.append(against_earlier(outcomes, Path(config.baseline)))
-    findings = findings_of(metrics, calibration, checks, compared)
     is_as_trained = not config.allow_changed and config.quantization == "none"
     findings = worst_first(
         [
             *reference_findings(scorer, is_error=is_as_trained),
-            *findings,
+            *findings_of(metrics, calibration, checks, compared),
             *(drift_findings(drift) if drift else ()),
         ]
     )
@@ -151,11 +168,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     )
     if directory is not None:
         _write(directory, values, outcomes, suite, read.ledger)
-        if outputs is not None and outputs.ledger.entries:
-            outputs.ledger.write(directory / OUTPUTS_LEDGER)
-        for name, benchmark in benchmarks.items():
-            if benchmark.ledger.entries:
-                benchmark.ledger.write(directory / f"{name}-ledger.jsonl")
+        for name, ledger in ahead.ledgers().items():
+            ledger.write(directory / name)
     return EvaluateResult(
         metrics=metrics,
         findings=findings,
@@ -238,16 +252,16 @@ def _against_model(config: EvaluateConfig, outcomes: Sequence[Outcome]) -> Versu
     return replace(found, remark=f"Cut or left out by {config.versus}: {lost}." if lost else "")
 
 
-def _read_ahead(config: EvaluateConfig) -> dict[str, Benchmark]:
-    """The benchmarks. What else is named is looked at too: a mistake there is found before hours of
-    scoring, not after."""
-    if config.battery:
-        read_battery(config.battery)
+def _read_ahead(config: EvaluateConfig) -> _Ahead:
     if config.baseline:
         read_rewards(Path(config.baseline))
     if config.versus:
         model_directory(config.versus)
-    return {name: read_benchmark(source, name) for name, source in config.suite.items()}
+    return _Ahead(
+        battery=read_battery(config.battery),
+        benchmarks={name: read_benchmark(source, name) for name, source in config.suite.items()},
+        outputs=read_outputs(config.outputs, config.read.hub_split) if config.outputs else None,
+    )
 
 
 def _suite(
@@ -288,12 +302,14 @@ def outcomes_of(scorer: Scorer, rendered: Sequence[RenderedGroup]) -> list[Outco
     check_finite(outcomes)
     if scorer.length_correction is None:
         return outcomes
-    outcomes = []
-    for index, group in enumerate(rendered):
-        texts = [group.group.responses[i].text for i in group.response_index]
-        taken_N = scorer.length_correction.of_texts(texts)
-        outcomes.append(Outcome(group, rewards[index] - taken_N.astype(np.float32)))
-    return outcomes
+    return [
+        replace(o, reward_N=(o.reward_N - _taken(scorer.length_correction, o)).astype(np.float32))
+        for o in outcomes
+    ]
+
+
+def _taken(correction: LengthCorrection, outcome: Outcome) -> np.ndarray:
+    return correction.of_texts([response.text for response in outcome.group.responses])
 
 
 def ties_of(sidecar: Sidecar | None) -> Ties:

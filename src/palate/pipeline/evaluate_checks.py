@@ -6,29 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from palate.artifacts.progress import progress
 from palate.errors import PalateError
-from palate.evaluation.battery import BatteryResult, read_battery, run_battery
+from palate.evaluation.battery import Battery, BatteryResult, run_battery
 from palate.evaluation.blind import cross_fitted_prompt_blind
 from palate.evaluation.calibration import cross_fitted_temperature
 from palate.evaluation.ceiling import agreement_ceiling
 from palate.evaluation.metrics import evaluate_outcomes
 from palate.evaluation.outcomes import BASELINES, Outcome, decided
 from palate.evaluation.probe_sample import ProbeSettings
-from palate.evaluation.probes import ProbeRun, run_probes
+from palate.evaluation.probes import NOT_TO_PROBE, ProbeRun, run_probes
 from palate.evaluation.reliability import Reliability, reliability
 from palate.evaluation.score_texts import cutting, too_long
-from palate.evaluation.swapped import swap_prompts
+from palate.evaluation.swapped import NOT_TO_SWAP, swap_prompts
 from palate.evaluation.verdict import EvaluationFinding
 from palate.objectives import Ties
-from palate.preferences import ScoringItem
 from palate.scoring.scorer import Scorer, changed_reference
-from palate.statistics import Estimate
+from palate.statistics import Estimate, cluster_mean
 
 NUM_READ = 3
 """Answers of the highest and of the lowest reward that the page shows, and mistakes."""
 NUM_LENGTH_BINS = 10
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def measure(scorer: Scorer, outcomes: Sequence[Outcome], ties: Ties, *, swapped:
             drawn = swap_prompts(outcomes, max_prompts=max(50, len(outcomes) // 4))
             metrics |= drawn.metrics(cutting(scorer).score_items(drawn.items))
         except PalateError as error:
-            if "no other prompt to swap" not in str(error):
+            if error.reason != NOT_TO_SWAP:
                 raise
             skipped["prompts swapped"] = str(error)
     ceiling = agreement_ceiling(outcomes)
@@ -83,7 +80,7 @@ def calibration_of(
     """What the probabilities are worth, and where their temperature comes from: the checkpoint's
     own, or, for a model without a usable one, two halves of these prompts, each for the other.
     None where neither can be had or all rewards are equal."""
-    if has_temperature(scorer):
+    if scorer.is_calibrated:
         found = reliability(outcomes, scorer.temperature, ties)
         return None if found is None else (found, f"stored, {scorer.temperature:.3g}")
     try:
@@ -96,42 +93,33 @@ def calibration_of(
     return None if found is None else (found, said)
 
 
-def has_temperature(scorer: Scorer) -> bool:
-    """Whether the checkpoint has a temperature that calibrates anything."""
-    if scorer.length_correction is not None:
-        return True
-    stored = scorer.sidecar.temperature if scorer.sidecar else None
-    return stored is not None and not stored.get("at_bound", False)
-
-
 def run_checks(
     scorer: Scorer,
     outcomes: Sequence[Outcome],
     settings: ProbeSettings,
-    battery_files: Sequence[str],
+    battery: Battery,
 ) -> Checks:
     """Put the model to the probes, on a sample of these prompts, and to the battery."""
-
-    whole = cutting(scorer)
-
-    def score(items: Sequence[ScoringItem]) -> list[float]:
-        return whole.score_items(items)
-
     skipped = {}
     probes = None
+    score, groups = cutting(scorer).score_items, [outcome.group for outcome in outcomes]
     try:
-        probes = run_probes(score, [o.group for o in outcomes], settings, too_long=too_long(scorer))
+        probes = run_probes(score, groups, settings, too_long=too_long(scorer))
     except PalateError as error:
-        if "no pair to probe" not in str(error):
+        if error.reason != NOT_TO_PROBE:
             raise
         skipped["probes"] = str(error)
-    battery = run_battery(
-        score,
-        read_battery(battery_files),
-        scorer.temperature if has_temperature(scorer) else None,
+    return Checks(probes, battery_of(scorer, battery), skipped)
+
+
+def battery_of(scorer: Scorer, battery: Battery) -> BatteryResult:
+    """The battery's answer, in the unit of the model's temperature where it has a usable one."""
+    return run_battery(
+        cutting(scorer).score_items,
+        battery,
+        scorer.temperature if scorer.is_calibrated else None,
         too_long=too_long(scorer),
     )
-    return Checks(probes, battery, skipped)
 
 
 def reference_findings(scorer: Scorer, *, is_error: bool) -> list[EvaluationFinding]:
@@ -156,9 +144,9 @@ def to_read(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The answers of the highest and of the lowest reward, and the comparisons that were lost by
     the widest margin: what figures can't say."""
     answers = [
-        (float(reward), o.group.group, o.group.group.responses[index].text)
+        (float(reward), o.group.group, response.text)
         for o in outcomes
-        for reward, index in zip(o.reward_N, o.group.response_index, strict=True)
+        for reward, response in zip(o.reward_N, o.group.responses, strict=True)
     ]
     answers.sort(key=lambda answer: -answer[0])
     shown = [
@@ -181,9 +169,9 @@ def to_read(outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 "line": o.group.group.line,
                 "prompt": o.group.group.prompt[-1].content,
                 "margin": -wide,
-                "better": _text(o, c.better),
+                "better": o.group.responses[c.better].text,
                 "better_reward": float(o.reward_N[c.better]),
-                "worse": _text(o, c.worse),
+                "worse": o.group.responses[c.worse].text,
                 "worse_reward": float(o.reward_N[c.worse]),
             }
             for wide, o, c in mistakes[:NUM_READ]
@@ -191,32 +179,15 @@ def to_read(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _text(outcome: Outcome, place: int) -> str:
-    return outcome.group.group.responses[outcome.group.response_index[place]].text
-
-
-def reward_by_length(outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
-    """Mean reward, less its prompt's mean, of each tenth of the answers by their number of words:
-    `x` is the tenth's mean length, `low` and `high` one standard error either way times 1.96."""
-    words, rewards = [], []
-    for o in progress(outcomes, "lengths"):
-        texts = [o.group.group.responses[index].text for index in o.group.response_index]
-        words += [len(text.split()) for text in texts]
-        rewards += (o.reward_N.astype(float) - float(o.reward_N.mean())).tolist()
-    order = np.argsort(words, kind="stable")
+def reward_by_length(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Mean reward, less its prompt's mean, of each tenth of the answers by their number of words,
+    with its 95 % interval by prompt cluster; `x` is the tenth's mean length."""
+    words_N = np.array([len(r.text.split()) for o in outcomes for r in o.group.responses])
+    reward_N = np.concatenate([o.reward_N - o.reward_N.mean(dtype=float) for o in outcomes])
+    clusters = [o.cluster for o in outcomes for _ in o.reward_N]
     points = []
-    for part in np.array_split(order, NUM_LENGTH_BINS):
-        if len(part) < 2:
-            continue
-        values = np.array(rewards)[part]
-        error = 1.96 * float(values.std(ddof=1)) / np.sqrt(len(part))
-        mean = float(values.mean())
-        points.append(
-            {
-                "x": float(np.array(words)[part].mean()),
-                "value": mean,
-                "low": mean - error,
-                "high": mean + error,
-            }
-        )
+    for part in np.array_split(np.argsort(words_N, kind="stable"), NUM_LENGTH_BINS):
+        if len(part):
+            mean = cluster_mean(reward_N[part], [clusters[index] for index in part])
+            points.append({"x": float(words_N[part].mean()), **mean.as_json()})
     return points

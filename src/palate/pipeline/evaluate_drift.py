@@ -17,7 +17,6 @@ from palate.preferences import ScoringItem, prompt_cluster
 from palate.preferences.files.rows import iter_rows
 from palate.rendering import RenderedGroup
 from palate.scoring.scorer import Scorer
-from palate.statistics import as_json
 
 REMEDY = (
     "A row needs `prompt` and `response`, or `responses`, or `messages` that end with an answer,"
@@ -110,9 +109,8 @@ def _better_answers(
         digest = hashlib.sha256(cluster.encode()).digest()
         members = decided(one)
         for index in sorted({c.better for c in members} - {c.worse for c in members}):
-            response = group.responses[one.response_index[index]]
             given = (group.tools, group.template_arguments)
-            found.append((digest, ScoringItem(group.prompt, response, *given)))
+            found.append((digest, ScoringItem(group.prompt, one.responses[index], *given)))
     found.sort(key=lambda pair: pair[0])
     return [item for _, item in found[:MAX_CLASSIFIED]]
 
@@ -184,7 +182,7 @@ def drift_values(found: Drifted) -> dict[str, Any]:
         "findings": [
             {
                 "name": one.name,
-                **as_json({"": one.estimate})[""],
+                **one.estimate.as_json(),
                 **asdict(one.thresholds),
                 "verdict": one.verdict,
                 "message": one.message,

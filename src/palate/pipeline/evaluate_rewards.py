@@ -33,7 +33,7 @@ def line_of(outcome: Outcome) -> str:
 def content_hash(outcome: Outcome) -> str:
     """Of the prompt and the scored answers, in their order."""
     group = outcome.group.group
-    texts = [group.responses[index].text for index in outcome.group.response_index]
+    texts = [response.text for response in outcome.group.responses]
     prompt = [[message.role, message.content] for message in group.prompt]
     return sha256_json([prompt, texts])
 

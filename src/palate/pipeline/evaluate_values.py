@@ -20,7 +20,6 @@ from palate.evaluation.verdict import (
     battery_findings,
     probe_findings,
     sentences,
-    worst_first,
 )
 from palate.evaluation.versus import Versus
 from palate.pipeline.evaluate_checks import Checks, reward_by_length, to_read
@@ -37,7 +36,7 @@ def findings_of(
     checks: Checks,
     compared: Sequence[Versus],
 ) -> list[EvaluationFinding]:
-    """All that was found, worst first."""
+    """All that was found, in the order in which a reader wants it where severities are equal."""
     found: list[EvaluationFinding] = []
     if metrics:
         tied = metrics.get("tied rewards")
@@ -77,7 +76,7 @@ def findings_of(
         EvaluationFinding(check=name, severity="note", message=f"Not made: {reason}")
         for name, reason in checks.skipped.items()
     ]
-    return worst_first(found)
+    return found
 
 
 def _severity(other: Versus) -> Severity:
@@ -146,13 +145,9 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
-def _estimate(estimate: Estimate) -> dict[str, float | None]:
-    return as_json({"": estimate})[""]
-
-
 def _versus(other: Versus) -> dict[str, Any]:
     estimates = {
-        name: _estimate(getattr(other, name))
+        name: getattr(other, name).as_json()
         for name in ("first_accuracy", "second_accuracy", "difference")
     }
     values = {**asdict(other), **estimates, "sentence": other.sentence}
@@ -165,7 +160,7 @@ def _calibration(judged: Reliability, source: str) -> dict[str, Any]:
         "verdict": judged.verdict,
         "temperature": source,
         "measures": {name: _measure(measure) for name, measure in judged.measures.items()},
-        "over_confidence": _estimate(judged.over_confidence),
+        "over_confidence": judged.over_confidence.as_json(),
         "num_comparisons": judged.num_comparisons,
         "num_ties": judged.num_ties,
         "bins": judged.bins_as_json("equal_mass"),
@@ -175,7 +170,7 @@ def _calibration(judged: Reliability, source: str) -> dict[str, Any]:
 
 def _measure(measure: Measure) -> dict[str, Any]:
     return {
-        **_estimate(measure.value),
+        **measure.value.as_json(),
         "null_mean": measure.null_mean,
         "null_high": measure.null_high,
     }
@@ -196,8 +191,8 @@ def _probes(run: ProbeRun) -> list[dict[str, Any]]:
     return [
         {
             **asdict(outcome),
-            "effect": _estimate(outcome.effect),
-            "flips": _estimate(outcome.flips),
+            "effect": outcome.effect.as_json(),
+            "flips": outcome.flips.as_json(),
         }
         for outcome in run.outcomes
     ]
@@ -226,8 +221,8 @@ def _battery(result: BatteryResult) -> dict[str, Any]:
                 "num_pairs": category.num_pairs,
                 "num_passed": category.num_passed,
                 "num_won": category.num_won,
-                "passed": _estimate(category.passed),
-                "margin": _estimate(category.margin),
+                "passed": category.passed.as_json(),
+                "margin": category.margin.as_json(),
             }
             for category in (result.overall, *result.categories)
         ],

@@ -23,7 +23,8 @@ from palate.artifacts.rundir import (
 from palate.errors import PalateError
 from palate.evaluation.blind import fit_prompt_blind
 from palate.evaluation.calibration import fit_temperature, is_at_bound
-from palate.evaluation.metrics import BASELINES, Outcome, as_json, evaluate_outcomes
+from palate.evaluation.metrics import evaluate_outcomes
+from palate.evaluation.outcomes import BASELINES, Outcome
 from palate.model.checkpoint import Sidecar, save_checkpoint, write_sidecar
 from palate.model.forms import pooling_of_class
 from palate.model.heads import MlpHead
@@ -41,7 +42,7 @@ from palate.rendering import Renderer
 from palate.report.card import calibration, model_card
 from palate.report.html import html_report
 from palate.scoring.scorer import Scorer, load
-from palate.statistics import Estimate
+from palate.statistics import Estimate, as_json
 
 MAX_BLIND_GROUPS = 20_000
 REFERENCE_TEXTS = (

@@ -7,22 +7,22 @@ from typing import Any
 
 from palate.artifacts.rundir import without_folders
 from palate.errors import PalateError
-from palate.evaluation.battery import BatteryResult
-from palate.evaluation.metrics import Outcome
+from palate.evaluation.battery import BatteryResult, read_battery
+from palate.evaluation.outcomes import Outcome
 from palate.evaluation.support import MAX_ANSWERS, MIN_ANSWERS, fit_trust
+from palate.evaluation.verdict import worst_first
 from palate.model.support import write_trust
 from palate.pipeline.config import TrainConfig
-from palate.pipeline.evaluate_checks import Checks, calibration_of, has_temperature
+from palate.pipeline.evaluate_checks import Checks, battery_of, calibration_of
 from palate.pipeline.evaluate_values import findings_of, values_of
 from palate.pipeline.prepare import Prepared
-from palate.pipeline.training_battery import BatteryPlan, saved_battery
+from palate.pipeline.training_battery import BatteryPlan
 from palate.scoring.scorer import Scorer
 from palate.statistics import Estimate
 
 TRUST_SHARE = 0.3
 """Of the training answers, read again to fit trust: a tenth of what an epoch costs."""
 MIN_TRUST_ANSWERS = 1_000
-VALIDATION = "validation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,7 @@ def tell(
 ) -> Told:
     """Fit and store trust in the model's `directory`, run the battery, and judge it all."""
     no_trust = _store_trust(config, scorer, prepared, directory)
-    temperature = scorer.temperature if has_temperature(scorer) else None
-    result = saved_battery(scorer, temperature) if battery.at_end else None
+    result = battery_of(scorer, read_battery()) if battery.at_end else None
     card: dict[str, Any] = {**_of_battery(result), **_of_trust(scorer, no_trust)}
     if not outcomes:
         return Told(evaluation=None, card=card)
@@ -61,7 +60,7 @@ def tell(
         "probes": "palate evaluate makes them",
     }
     checks = Checks(None, result, skipped)
-    findings = findings_of(metrics, calibration, checks, ())
+    findings = worst_first(findings_of(metrics, calibration, checks, ()))
     evaluation = values_of(
         without_folders(config.model),
         measured_on,
@@ -88,7 +87,7 @@ def _store_trust(config: TrainConfig, scorer: Scorer, prepared: Prepared, direct
     if prepared.num_made:
         voted = voted[: len(voted) - prepared.num_made]
     num_answers = sum(len(group.sequences) for group in voted)
-    held_out = prepared.validation.get(VALIDATION, ())
+    held_out = prepared.validation.get("validation", ())
     if sum(len(group.sequences) for group in held_out) < MIN_ANSWERS:
         held_out = ()
     most = min(MAX_ANSWERS, max(MIN_TRUST_ANSWERS, round(TRUST_SHARE * num_answers)))
@@ -125,6 +124,5 @@ def _of_trust(scorer: Scorer, no_trust: str) -> dict[str, Any]:
             "num_answers": facts.num_answers,
             "reference": facts.reference,
             "num_reference_answers": facts.num_reference_answers,
-            "has_posterior": facts.posterior is not None,
         }
     }

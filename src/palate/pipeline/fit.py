@@ -11,7 +11,7 @@ import numpy as np
 
 from palate.artifacts.rundir import LOG, run_name
 from palate.errors import Interrupted
-from palate.evaluation.metrics import Outcome, quick_metrics
+from palate.evaluation.outcomes import Outcome, quick_metrics
 from palate.model.loading import Loaded
 from palate.model.lora import save_adapter
 from palate.model.merging import merge_adapters

@@ -1,4 +1,4 @@
-"""The battery in a training run: at every checkpoint, and on the model that was saved.
+"""The battery in a training run: when it runs, and what each checkpoint logs of it.
 
 Training knows nothing of the battery, so the two are joined here.
 
@@ -14,17 +14,15 @@ import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from palate.errors import PalateError
-from palate.evaluation.battery import Battery, BatteryResult, read_battery, run_battery
+from palate.evaluation.battery import Battery, read_battery, run_battery
 from palate.evaluation.calibration import fit_temperature, is_at_bound
 from palate.evaluation.outcomes import Outcome
-from palate.evaluation.score_texts import cutting, too_long
 from palate.objectives import Ties
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.prepare import Prepared
 from palate.preferences import Comparison, PreferenceGroup
 from palate.rendering import RenderedGroup, Renderer
 from palate.rendering.store import token_counts
-from palate.scoring.scorer import Scorer
 from palate.training.trainer import Measure, RewardTrainer
 
 MAX_SHARE = 0.1
@@ -149,9 +147,3 @@ class BatteryAtCheckpoints(TrainerCallback):  # type: ignore[misc]
             f"{PREFIX}passed": result.overall.passed.value,
             **{f"{PREFIX}won_{c.name}": c.won.value for c in result.categories},
         }
-
-
-def saved_battery(scorer: Scorer, temperature: float | None) -> BatteryResult:
-    """The battery's answer for a loaded model."""
-    score = cutting(scorer).score_items
-    return run_battery(score, read_battery(), temperature, too_long=too_long(scorer))

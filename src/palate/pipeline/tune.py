@@ -14,7 +14,6 @@ from transformers import set_seed
 from palate.artifacts.files import write_json
 from palate.artifacts.rundir import versions
 from palate.errors import PalateError
-from palate.evaluation.metrics import as_json
 from palate.objectives.objective import Objective
 from palate.pipeline.config import TrainConfig
 from palate.pipeline.train import open_model, prepare_where_asked
@@ -94,7 +93,7 @@ def as_values(result: TuneResult) -> Mapping[str, Any]:
     return {
         "learning_rate": rates.suggested,
         "prompts_per_step": noise.suggested,
-        "noise_scale": as_json({"prompts": noise.prompts})["prompts"],
+        "noise_scale": noise.prompts.as_json(),
         "gradient": {"signal": noise.signal, "noise": noise.noise},
         "rate_test": asdict(rates),
         "measured_with": {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from palate.artifacts.ledger import Ledger
 from palate.errors import PalateError
-from palate.preferences.types import Comparison, PreferenceGroup
+from palate.preferences.types import Comparison, PreferenceGroup, Response
 from palate.rendering.group_ids import GroupIds, text_of, tokenise
 from palate.rendering.lengths import LengthSettings
 from palate.rendering.renderer import Renderer
@@ -28,6 +28,11 @@ class RenderedGroup:
     @property
     def num_tokens(self) -> int:
         return sum(map(len, self.sequences))
+
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        """The answer of each sequence."""
+        return tuple(self.group.responses[index] for index in self.response_index)
 
 
 def render_group(group: PreferenceGroup, renderer: Renderer, ledger: Ledger) -> RenderedGroup:

@@ -20,6 +20,10 @@ ACCURACIES = (
     "random",
 )
 """Bars of the first figure, in this order; those not measured are left out."""
+HOW_MEASURED = (
+    "Within a prompt comparisons are averaged, over prompts the mean is taken; equal rewards count"
+    " half; intervals resample prompt clusters, and one cluster gives none."
+)
 CURVES = (
     (("loss",), "training loss"),
     (("eval_loss",), "validation loss"),
@@ -76,16 +80,19 @@ def _findings(values: Values) -> Section:
 
 
 def _accuracy(values: Values) -> Section:
-    metrics = values["metrics"]
-    bars = [{"name": name, **metrics[name]} for name in ACCURACIES if name in metrics]
     return Section(
         title="How good, compared with what",
         text=f"{plural(values['num_prompts'], 'prompt')} measured"
         f"{', of the ' + values['part'] + ' part' if values['part'] != 'all' else ''}.",
-        figures=[{"kind": "bars", "y": "share of comparisons won", "reference": 0.5, "bars": bars}],
-        note="Within a prompt comparisons are averaged, over prompts the mean is taken; equal"
-        " rewards count half; intervals resample prompt clusters.",
+        figures=[accuracies(values["metrics"])],
+        note=HOW_MEASURED,
     )
+
+
+def accuracies(metrics: Mapping[str, Values]) -> Mapping[str, Any]:
+    """The accuracy beside its baselines, as a figure."""
+    bars = [{"name": name, **metrics[name]} for name in ACCURACIES if name in metrics]
+    return {"kind": "bars", "y": "share of comparisons won", "reference": 0.5, "bars": bars}
 
 
 def _versus(compared: Sequence[Values]) -> Iterator[Section]:
@@ -363,10 +370,13 @@ def _all_metrics(metrics: Mapping[str, Values]) -> Section:
 
 
 def _rows(ledger: Mapping[str, int]) -> list[Section]:
-    """What was left out of the data or cut, by reason."""
-    columns = ("in the ledger", "entries")
-    table = Table(headings=columns, rows=list(ledger.items()), numbers=frozenset({1}))
-    return [Section(title="Left out or cut", tables=[table])] if ledger else []
+    return [Section(title="Left out or cut", tables=[ledger_table(ledger)])] if ledger else []
+
+
+def ledger_table(ledger: Mapping[str, int]) -> Table:
+    """What was left out or cut, by reason."""
+    rows = list(ledger.items()) or [("nothing", 0)]
+    return Table(headings=("in the ledger", "entries"), rows=rows, numbers=frozenset({1}))
 
 
 def _protocol(values: Values) -> Section:

@@ -5,9 +5,15 @@ from typing import Any
 
 from palate.model.checkpoint import Sidecar
 from palate.report.card import about_part, calibration, interval, shown
-from palate.report.evaluation_html import ACCURACIES, evaluation_sections, training_section
+from palate.report.evaluation_html import (
+    HOW_MEASURED,
+    accuracies,
+    evaluation_sections,
+    ledger_table,
+    training_section,
+)
 from palate.report.page import Section, Table, render_page
-from palate.statistics import Estimate
+from palate.statistics import Estimate, as_json
 from palate.text import plural
 
 NOTHING = "Nothing was held out, so nothing was measured."
@@ -22,16 +28,16 @@ def html_report(
 ) -> str:
     """The page, self-contained; `history` is the trainer's log, and `evaluation` what was found on
     the measured part, as in evaluation.json."""
-    sections = [_run(sidecar, facts)]
-    if evaluation is None:
-        sections += training_section(history)
+    if evaluation is not None:
+        verdict, found = evaluation["verdict"], evaluation_sections(evaluation)
     else:
-        sections += evaluation_sections(evaluation)
-    sections += [*_parts(sidecar, results), *_log(history), _rows(facts), _identity(sidecar, facts)]
+        verdict, found = [] if results else [NOTHING], training_section(history)
+    sections = [_run(sidecar, facts), *found, *_parts(sidecar, results), *_log(history)]
+    sections += [_rows(facts), _identity(sidecar, facts)]
     return render_page(
         f"palate: {facts['model']}",
         f"Reward model on {facts['model']}",
-        evaluation["verdict"] if evaluation and results else [] if results else [NOTHING],
+        verdict,
         sections,
     )
 
@@ -60,7 +66,7 @@ def _parts(sidecar: Sidecar, results: Mapping[str, Mapping[str, Estimate]]) -> I
         yield Section(
             title=f"On {title}",
             text=note,
-            figures=[_bars(metrics)],
+            figures=[accuracies(as_json(metrics))],
             tables=[
                 Table(
                     headings=("metric", "value", "95 % interval", "prompts"),
@@ -68,25 +74,9 @@ def _parts(sidecar: Sidecar, results: Mapping[str, Mapping[str, Estimate]]) -> I
                     numbers=frozenset({1, 2, 3}),
                 )
             ],
-            note="Within a prompt comparisons are averaged, over prompts the mean is taken; equal"
-            " rewards count half; intervals resample prompt clusters, and one cluster gives none."
-            " The prompt-blind baseline is a logistic model of the answers' style and words,"
-            " fitted on the training part.",
+            note=f"{HOW_MEASURED} The prompt-blind baseline is a logistic model of the answers'"
+            " style and words, fitted on the training part.",
         )
-
-
-def _bars(metrics: Mapping[str, Estimate]) -> Mapping[str, Any]:
-    bars = [
-        {
-            "name": name,
-            "value": metrics[name].value,
-            "low": metrics[name].low,
-            "high": metrics[name].high,
-        }
-        for name in ACCURACIES
-        if name in metrics
-    ]
-    return {"kind": "bars", "y": "share of comparisons won", "reference": 0.5, "bars": bars}
 
 
 def _log(history: Sequence[Mapping[str, Any]]) -> list[Section]:
@@ -107,14 +97,8 @@ def _log(history: Sequence[Mapping[str, Any]]) -> list[Section]:
 
 
 def _rows(facts: Mapping[str, Any]) -> Section:
-    table = Table(
-        headings=("in the ledger", "entries"),
-        rows=list(facts["ledger"].items()) or [("nothing", 0)],
-        numbers=frozenset({1}),
-    )
-    return Section(
-        title="Rows", text=f"{facts['num_rows']} read. {facts['left_out']}", tables=[table]
-    )
+    text = f"{facts['num_rows']} read. {facts['left_out']}"
+    return Section(title="Rows", text=text, tables=[ledger_table(facts["ledger"])])
 
 
 def _identity(sidecar: Sidecar, facts: Mapping[str, Any]) -> Section:

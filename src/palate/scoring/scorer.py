@@ -87,6 +87,14 @@ class Scorer:
         stored = self.sidecar.temperature if self.sidecar else None
         return float(stored["value"]) if stored else 1.0
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether `temperature` was fitted, and not to a bound of its fit."""
+        if self.length_correction is not None:
+            return True
+        stored = self.sidecar.temperature if self.sidecar else None
+        return stored is not None and not stored.get("at_bound", False)
+
     def score(self, prompt: Prompt, response: str) -> float:
         """The reward of one answer; only differences within a prompt mean anything."""
         return self.score_items([scoring_item(prompt, response)])[0]

@@ -29,6 +29,10 @@ class Estimate:
         interval = f"[{self.low:.3f}, {self.high:.3f}]" if known else "[no interval: one cluster]"
         return f"{self.value:.3f} {interval} (n = {self.n})"
 
+    def as_json(self) -> dict[str, float | None]:
+        """value, low, high, n; null for what is no finite number, since JSON has none."""
+        return {key: v if math.isfinite(v) else None for key, v in asdict(self).items()}
+
 
 def _resampled_means(
     value_N: np.ndarray, weight_N: np.ndarray, cluster_N: Sequence[str], seed: int
@@ -97,9 +101,5 @@ def wilson(share: float, number: float) -> tuple[float, float]:
 
 
 def as_json(metrics: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
-    """value, low, high and n of each metric; where there is no interval its ends are null, since
-    JSON has no infinity."""
-    return {
-        name: {key: v if math.isfinite(v) else None for key, v in asdict(estimate).items()}
-        for name, estimate in metrics.items()
-    }
+    """value, low, high and n of each metric; where there is no interval its ends are null."""
+    return {name: estimate.as_json() for name, estimate in metrics.items()}

@@ -49,8 +49,7 @@ def counterfactual_groups(
 def _changed(
     group: RenderedGroup, kinds: Sequence[str], number: int, random: np.random.Generator
 ) -> tuple[Response, Response, str] | None:
-    answers = [group.group.responses[index] for index in group.response_index]
-    finished = [answer for answer in answers if answer.finished]
+    finished = [answer for answer in group.responses if answer.finished]
     order = random.permutation(len(finished))
     for turn in range(len(kinds)):
         kind = kinds[(number + turn) % len(kinds)]
@@ -100,7 +99,7 @@ def preferred(group: RenderedGroup) -> Response | None:
         won = c.weight * (1 - c.tie) * (c.probability - 0.5)
         score[c.better] += won
         score[c.worse] -= won
-    answer = group.group.responses[group.response_index[int(score.argmax())]]
+    answer = group.responses[int(score.argmax())]
     return answer if answer.finished else None
 
 

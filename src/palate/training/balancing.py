@@ -128,8 +128,7 @@ def _sides(
     strengths: list[float] = []
     starts = [0]
     for group in groups:
-        texts = [group.group.responses[index].text for index in group.response_index]
-        lengths = [length_of(text) for text in texts]
+        lengths = [length_of(response.text) for response in group.responses]
         for c in group.comparisons:
             target, share = soft_target(c.probability, c.tie, ties)
             differences.append(lengths[c.better] - lengths[c.worse])

@@ -6,7 +6,6 @@ from dataclasses import fields, is_dataclass
 from itertools import islice
 from typing import Any
 
-from palate.evaluation.metrics import as_json as estimates_as_json
 from palate.pipeline.inspection.inspect import Inspection
 from palate.pipeline.inspection.observations import interval, observations, percent
 from palate.pipeline.inspection.texts import Lengths
@@ -271,7 +270,7 @@ def as_json(seen: Inspection) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
-        return estimates_as_json({"": value})[""]
+        return value.as_json()
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
